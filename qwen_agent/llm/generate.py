@@ -1,0 +1,45 @@
+"""Prefill and decode: token ids in, token ids out, one at a time, over a KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from qwen_agent.llm.cache import KVCache
+from qwen_agent.llm.model import Model
+
+PREFILL_CHUNK = 512  # tokens per forward pass while reading: bounds memory, and is how soon a cancel is seen
+
+
+def prefill(model: Model, ids: Sequence[int], cache: KVCache) -> Iterator[tuple[int, Tensor | None]]:
+    """Read ids (at least one) on top of the cache, in pieces.
+
+    Yields (tokens read so far, None) after each piece but the last, then (len(ids), logits [V] after the last id).
+    """
+    for start in range(0, len(ids), PREFILL_CHUNK):
+        piece = torch.tensor([ids[start : start + PREFILL_CHUNK]], dtype=torch.int64, device=model.device)
+        end = start + piece.shape[1]
+        if end < len(ids):
+            model.hidden(piece, cache)
+            yield end, None
+        else:
+            yield end, model.last_logits(piece, cache)[0]
+
+
+def decode(
+    model: Model, logits: Tensor, cache: KVCache, choose: Callable[[Tensor], int | None], limit: int
+) -> Iterator[int]:
+    """Yield up to ``limit`` token ids. ``choose`` picks from logits [V]; None ends the generation.
+
+    A token enters the cache only when the next one is asked for: the last one yielded is not in it.
+    """
+    for count in range(1, limit + 1):
+        token = choose(logits)
+        if token is None:
+            return
+        yield token
+        if count < limit:
+            step = torch.tensor([[token]], dtype=torch.int64, device=model.device)
+            logits = model.last_logits(step, cache)[0]

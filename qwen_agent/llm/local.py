@@ -1,0 +1,277 @@
+"""LocalRuntime: a tokenizer and a model on this machine, behind the Runtime seam.
+
+The KV cache of a finished request stays; the next request keeps the longest common prefix of token ids and reads
+only the rest. So a ReAct step costs its observation, not its history. A prefix is reused only under the same NTK
+alpha, because keys and everything computed from them depend on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from qwen_agent.errors import ContextOverflow, InputError
+from qwen_agent.llm.cache import KVCache
+from qwen_agent.llm.config import GenerationConfig, read_model_config
+from qwen_agent.llm.generate import decode, prefill
+from qwen_agent.llm.hub import resolve_model
+from qwen_agent.llm.model import Model
+from qwen_agent.llm.rope import request_alpha
+from qwen_agent.llm.runtime import Chunk, FinishReason
+from qwen_agent.llm.sampling import build_sampler
+from qwen_agent.llm.stopping import StopStrings
+from qwen_agent.llm.tokenizer import StreamDecoder, Tokenizer, encode_prompt, load_tokenizer
+from qwen_agent.llm.weights import Progress, load_model
+from qwen_agent.types import END_OF_TEXT, IM_END, IM_START, Generated, Prompt, Text, Usage
+
+_STOP_CONTROLS = (IM_END.name, IM_START.name, END_OF_TEXT.name)
+_KEPT_CACHES = 2
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(slots=True)
+class _Session:
+    """A KV cache with the ids whose keys it holds."""
+
+    cache: KVCache
+    ids: list[int] = field(default_factory=list)
+
+
+class LocalRuntime:
+    """Runs a Model. Several streams may be open at once, from one thread or many; each has its own KV cache."""
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, *, kept_caches: int = _KEPT_CACHES) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.window = model.config.window
+        self.stop_ids = frozenset(
+            [tokenizer.specials[name] for name in _STOP_CONTROLS if name in tokenizer.specials]
+            + [*model.config.eos_ids]
+        )
+        self._vocabulary = min(tokenizer.size, model.config.vocab)
+        self._sessions: list[_Session] = []
+        self._kept_caches = kept_caches
+
+    def count_tokens(self, prompt: Prompt) -> int:
+        return len(encode_prompt(self.tokenizer, prompt))
+
+    def stream(self, prompt: Prompt, config: GenerationConfig) -> Iterator[Chunk]:
+        ids = encode_prompt(self.tokenizer, prompt)
+        if not ids or len(ids) >= self.window:
+            raise ContextOverflow(len(ids), self.window)
+        return self._stream(ids, config)
+
+    def _stream(self, ids: list[int], config: GenerationConfig) -> Iterator[Chunk]:
+        session = self._check_out(ids)
+        try:
+            yield from self._generate(session, ids, config)
+        finally:
+            self._check_in(session)
+
+    def _generate(self, session: _Session, ids: list[int], config: GenerationConfig) -> Iterator[Chunk]:
+        started = time.perf_counter()
+        cached = session.cache.length
+        logits = yield from self._read(session, ids)
+        first = time.perf_counter()
+        writer = _Writer(self.tokenizer, config.stop)
+        finish: FinishReason = "length"
+        for token in self._tokens(logits, session, ids, writer, config):
+            if token in self.stop_ids:
+                finish = "stop"
+                break
+            shown = writer.write(token)
+            if writer.stopped is not None:
+                finish = "stop"
+                yield Chunk(text=shown)
+                break
+            yield Chunk(text=shown)
+        usage = Usage(len(ids), cached, writer.tokens, first - started, time.perf_counter() - first)
+        yield Chunk(text=writer.flush(), finish=finish, stop=writer.stopped, output=writer.output(), usage=usage)
+
+    def _read(self, session: _Session, ids: list[int]) -> Generator[Chunk, None, torch.Tensor]:
+        """Prefill what the cache does not hold; the result is the logits [V] after the last id."""
+        cached = session.cache.length
+        pieces = prefill(self.model, ids[cached:], session.cache)
+        while True:
+            done, logits = next(pieces)
+            session.ids = ids[: session.cache.length]
+            yield Chunk(read=(cached + done, len(ids)))
+            if logits is not None:
+                return logits
+
+    def _tokens(
+        self, logits: torch.Tensor, session: _Session, ids: list[int], writer: _Writer, config: GenerationConfig
+    ) -> Iterator[int]:
+        sample = build_sampler(config, self._vocabulary, self.model.device)
+        allowed = config.constraint.bind(self.tokenizer.vocabulary()) if config.constraint is not None else None
+        written = list(ids)
+        limit = min(config.max_new_tokens, self.window - len(ids))
+
+        def choose(scores: torch.Tensor) -> int:
+            token = sample(scores, written, allowed(writer.raw) if allowed is not None else None)
+            written.append(token)
+            return token
+
+        for token in decode(self.model, logits, session.cache, choose, limit):
+            session.ids = written[: session.cache.length]
+            yield token
+        session.ids = written[: session.cache.length]
+
+    @torch.inference_mode()
+    def score(self, prompt: Prompt, choices: Sequence[Prompt]) -> list[float]:
+        """Log-probability of each choice after the prompt; the prompt is read once, then each choice on top of it."""
+        ids = encode_prompt(self.tokenizer, prompt)
+        tails = [encode_prompt(self.tokenizer, choice) for choice in choices]
+        longest = len(ids) + max(map(len, tails), default=0)
+        if not ids or longest > self.window:
+            raise ContextOverflow(longest, self.window)
+        session = self._check_out(ids)
+        try:
+            logits = _result(self._read(session, ids))
+            return [self._score_tail(session.cache, logits, len(ids), tail) for tail in tails]
+        finally:
+            session.cache.truncate(min(session.cache.length, len(ids)))
+            self._check_in(session)
+
+    def _score_tail(self, cache: KVCache, logits: torch.Tensor, start: int, tail: list[int]) -> float:
+        if not tail:
+            return 0.0
+        rows = logits[None, : self._vocabulary]
+        if len(tail) > 1:
+            cache.truncate(start)
+            read = torch.tensor([tail[:-1]], dtype=torch.int64, device=self.model.device)
+            rows = torch.cat((rows, self.model(read, cache)[0, :, : self._vocabulary].float()))
+        chosen = torch.tensor(tail, device=self.model.device)[:, None]
+        return float(torch.log_softmax(rows, dim=-1).gather(1, chosen).sum())
+
+    def _check_out(self, ids: list[int]) -> _Session:
+        """The kept session that shares the longest prefix with ids, cut back to it; else a new one."""
+        alpha = request_alpha(self.model.config, len(ids))
+        # At least the last id is read again: its logits are what comes next.
+        shared = [(_common(s.ids, ids[:-1]) if s.cache.alpha == alpha else 0, s) for s in list(self._sessions)]
+        length, session = max(shared, key=lambda pair: pair[0], default=(0, None))
+        if session is None or length == 0 or not self._claim(session):
+            return _Session(self.model.new_cache(len(ids)))
+        session.cache.truncate(length)
+        session.ids = ids[:length]
+        return session
+
+    def _claim(self, session: _Session) -> bool:
+        try:
+            self._sessions.remove(session)  # atomic: of two threads that want it, one gets ValueError
+        except ValueError:
+            return False
+        return True
+
+    def _check_in(self, session: _Session) -> None:
+        session.ids = session.ids[: session.cache.length]
+        self._sessions.append(session)
+        while len(self._sessions) > self._kept_caches:
+            self._sessions.pop(0)
+
+
+def _result(steps: Generator[Chunk, None, torch.Tensor]) -> torch.Tensor:
+    """Run a generator to its end for its return value."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
+
+
+class _Writer:
+    """Collects generated tokens: the text that may be shown, and which tokens lie wholly before the stop."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = StreamDecoder(tokenizer)
+        self._stops = StopStrings(stops)
+        self._ids: list[int] = []
+        self._ends: list[int] = []  # length of the decoded text after each token
+        self.raw = b""  # everything written so far
+        self.text = ""  # the same, as far as it is whole characters; held back or not
+        self._shown = 0
+
+    @property
+    def tokens(self) -> int:
+        return len(self._ids)
+
+    @property
+    def stopped(self) -> str | None:
+        return self._stops.matched
+
+    def write(self, token: int) -> str:
+        self.raw += self._tokenizer.token_bytes(token)
+        piece = self._decoder.feed(token)
+        self.text += piece
+        self._ids.append(token)
+        self._ends.append(len(self.text))
+        return self._show(self._stops.feed(piece))
+
+    def flush(self) -> str:
+        if self.stopped is not None:
+            return ""
+        tail = self._decoder.flush()
+        self.text += tail
+        if self._ends:
+            self._ends[-1] = len(self.text)
+        return self._show(self._stops.feed(tail) + ("" if self.stopped else self._stops.flush()))
+
+    def _show(self, text: str) -> str:
+        self._shown += len(text)
+        return text
+
+    def output(self) -> Prompt:
+        """The shown text: as tokens where they lie wholly before the stop, the rest of it as text."""
+        kept = sum(1 for end in self._ends if end <= self._shown)
+        covered = self._ends[kept - 1] if kept else 0
+        segments: Prompt = (Generated(self.text[:covered], tuple(self._ids[:kept])),) if kept else ()
+        rest = self.text[covered : self._shown]
+        return (*segments, Text(rest)) if rest else segments
+
+
+def load_runtime(
+    model: str | Path = "embedded",
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+    endpoint: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> LocalRuntime:
+    """Load "embedded", a local folder or a hub id, ready to generate.
+
+    ``device`` defaults to CUDA if there is one, else the CPU; ``dtype`` to what is fast there: bfloat16 where the
+    device computes in it (and for quantised weights, whose CPU kernels take it), else float16 on CUDA and float32 on
+    the CPU. Raises ModelError or InputError with the fix.
+    """
+    folder = resolve_model(model, revision=revision, endpoint=endpoint, offline=offline)
+    tokenizer = load_tokenizer(folder)
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return LocalRuntime(load_model(folder, where, _dtype(dtype, where, folder), progress), tokenizer)
+
+
+def _dtype(asked: torch.dtype | str | None, device: str, folder: Path) -> torch.dtype:
+    if isinstance(asked, torch.dtype):
+        return asked
+    if asked is not None:
+        if asked not in _DTYPES:
+            raise InputError(f"dtype {asked!r} is unknown: use one of {', '.join(_DTYPES)}")
+        return _DTYPES[asked]
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    fast = read_model_config(folder).quantization is not None or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
