@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from qwen_agent.errors import InputError
 from qwen_agent.types import IM_END, IM_START, Message, Prompt, Role, Text
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
@@ -176,7 +177,7 @@ def _pairs(history: Iterable[Message]) -> list[tuple[str, str]]:
     turns = list(history)
     roles = [turn.role for turn in turns]
     if len(turns) % 2 or roles != [Role.USER, Role.ASSISTANT] * (len(turns) // 2):
-        raise ValueError(
+        raise InputError(
             "history must alternate user and assistant turns, beginning with user and ending with assistant"
         )
     return [(turns[i].content, turns[i + 1].content) for i in range(0, len(turns), 2)]

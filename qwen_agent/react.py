@@ -42,7 +42,8 @@ from qwen_agent.types import (
 )
 
 OBSERVATION = "Observation:"
-_ANSWER_TOKENS = 256  # kept free in the window for a forced final answer
+_ANSWER_TOKENS = 256  # kept free in the window for a forced final answer and the words that force it
+_FORCED_TOKENS = 192  # the most that answer may take
 _STEP_TOKENS = 96  # with less room than this before that, another step is not begun
 _FORCED_ANSWER = "I now know the final answer.\nFinal Answer:"
 
@@ -239,15 +240,17 @@ class Agent:
         return replace(result, content=content, dropped_chars=dropped)
 
     def _answer(self, run: _Run, output: _Output, cancelled: Cancelled) -> Iterator[Event]:
-        """The model stopped without a call: what it wrote is the answer, unless it was cut off or wrote nothing."""
+        """No call: what the model wrote is the answer, if it ended there by itself; else it is asked for one."""
         parsed = output.parsed
-        answer = parsed.answer if parsed.answer is not None else parsed.thought
         cut = output.chunk.finish == "length"
+        reason = StopReason.MAX_TOKENS if cut else StopReason.FINAL_ANSWER
+        ended = not cut and output.chunk.stop != OBSERVATION
+        answer = parsed.answer or (parsed.thought if ended else "")
         run.prompt += _believed(output)
-        if answer and (parsed.answer is not None or not cut):
-            yield from self._finish_step(run, output, answer, StopReason.MAX_TOKENS if cut else StopReason.FINAL_ANSWER)
+        if answer:
+            yield from self._finish_step(run, output, answer, reason)
         else:
-            yield from self._conclude(run, StopReason.MAX_TOKENS if cut else StopReason.FINAL_ANSWER, cancelled)
+            yield from self._conclude(run, reason, cancelled)
 
     def _conclude(self, run: _Run, reason: StopReason, cancelled: Cancelled) -> Iterator[Event]:
         """Take the tools away and have the model answer with what it knows."""
@@ -255,9 +258,7 @@ class Agent:
             text = text_of(run.prompt)
             lead = " " if text.endswith("Thought:") else "Thought: " if text.endswith("\n") else "\nThought: "
             run.prompt += (Text(lead + _FORCED_ANSWER),)
-        config = replace(
-            self.generation, max_new_tokens=_ANSWER_TOKENS - 64, stop=(OBSERVATION, "\nThought:", "\nAction")
-        )
+        config = replace(self.generation, max_new_tokens=_FORCED_TOKENS, stop=(OBSERVATION, "\nThought:", "\nAction"))
         output = yield from self._think(run, config, cancelled, first="final_answer")
         if output is None:
             yield _finished(run, "", StopReason.CANCELLED)

@@ -19,7 +19,7 @@ PURE_LLM = ("qwen_agent.llm.runtime", "qwen_agent.llm.config", "qwen_agent.llm.g
 RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "types": ((), ()),
     "errors": ((), ()),
-    "prompt": (("qwen_agent.types",), ()),
+    "prompt": (("qwen_agent.types", "qwen_agent.errors"), ()),
     "parser": (("qwen_agent.types",), ("json5",)),
     "llm.kernels": (("qwen_agent.llm.kernels",), ("torch", "triton")),
     "llm": (

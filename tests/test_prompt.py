@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen_agent.errors import InputError
 from qwen_agent.llm.runtime import text_of
 from qwen_agent.llm.tokenizer import QwenTokenizer, encode_prompt
 from qwen_agent.prompt import (
@@ -138,7 +139,7 @@ def test_a_budget_drops_the_oldest_pairs_and_the_tools_move_with_them() -> None:
 
 
 def test_a_history_that_does_not_alternate_is_refused() -> None:
-    with pytest.raises(ValueError, match="alternate"):
+    with pytest.raises(InputError, match="alternate"):
         build("x", history=[Message(Role.USER, "a")])
 
 

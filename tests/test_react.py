@@ -176,6 +176,11 @@ def test_a_model_that_never_answers_gives_its_last_observation(scripted: Any) ->
     assert result.stop_reason is StopReason.MAX_STEPS
 
 
+def test_a_model_that_waits_for_an_observation_without_a_call_is_asked_for_an_answer(scripted: Any) -> None:
+    result = Agent(scripted("Thought: I need to look.\nObservation: 5", "5"), [height]).run("q")
+    assert result.answer == "5"
+
+
 def test_text_without_markers_is_the_answer(scripted: Any) -> None:
     result = Agent(scripted("Thought: The tools do not help, so hello!"), [height]).run("hi")
     assert (result.answer, result.stop_reason) == ("The tools do not help, so hello!", StopReason.FINAL_ANSWER)
