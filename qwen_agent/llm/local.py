@@ -273,5 +273,10 @@ def _dtype(asked: torch.dtype | str | None, device: str, folder: Path) -> torch.
         return _DTYPES[asked]
     if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    fast = read_model_config(folder).quantization is not None or torch.cpu._is_avx512_bf16_supported()
+    fast = read_model_config(folder).quantization is not None or _cpu_has_bf16()
     return torch.bfloat16 if fast else torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe()) if probe is not None else False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -318,7 +319,9 @@ def _open_safetensors(file: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
 
 def _open_bin(file: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     try:
-        loaded: Mapping[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        loaded: Mapping[str, Tensor] = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+        )
     except Exception as error:  # torch.load raises anything from EOFError to UnpicklingError on a damaged file
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{file} is damaged or holds more than tensors ({reason}): download it again") from None

@@ -87,6 +87,15 @@ def test_pytorch_bin_loads(
     assert torch.equal(load_model(folder)(IDS), expected)
 
 
+def test_a_bin_file_of_before_torch_1_6_loads(
+    qwen1_folder: Folder, golden_weights: Weights, expected: torch.Tensor
+) -> None:
+    folder = qwen1_folder()
+    (folder / "model.safetensors").unlink()
+    torch.save(golden_weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert torch.equal(load_model(folder)(IDS), expected)
+
+
 def test_buffers_of_old_checkpoints_are_ignored(
     qwen1_folder: Folder, golden_weights: Weights, expected: torch.Tensor
 ) -> None:
