@@ -235,14 +235,12 @@ HEAVY = [
 
 
 @pytest.mark.parametrize("expression", HEAVY, ids=lambda e: e[:20])
-def test_no_expression_takes_long_or_grows_large(expression):
-    fastest = float("inf")
-    for _ in range(3):  # the best of three, because the machine may be busy
-        started = time.perf_counter()
-        with contextlib.suppress(ToolError):
-            assert len(evaluate(expression)) <= 402
-        fastest = min(fastest, time.perf_counter() - started)
-    assert fastest < 0.05
+def test_no_expression_runs_away_or_grows_large(expression):
+    """Milliseconds when bounded, minutes or all memory when not: the limit only tells the two apart."""
+    started = time.process_time()
+    with contextlib.suppress(ToolError):
+        assert len(evaluate(expression)) <= 402
+    assert time.process_time() - started < 5
 
 
 def test_a_fraction_that_grows_too_long_goes_on_as_a_float():
