@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import os
 import subprocess
 import sys
@@ -129,7 +128,6 @@ def test_a_figure_that_is_no_picture_is_dropped_and_told(tool, tmp_path):
 
 
 @linux
-@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
 def test_a_plot_of_matplotlib_is_saved(tmp_path):
     tool = code_interpreter(tmp_path, Limits(seconds=60))
     text = told(tool, "import matplotlib.pyplot as plt\nplt.plot([1, 4, 9])\nplt.show()")
