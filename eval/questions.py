@@ -80,7 +80,8 @@ def _right(question: Question, result: AgentResult) -> bool:
 
 
 def _section(question: Question, result: AgentResult, good: bool) -> list[str]:
-    lines = [f"## {question.text}", "", f"Offered: {', '.join(question.tools)}. **{'Right' if good else 'Wrong'}.**", ""]
+    verdict = "Right" if good else "Wrong"
+    lines = [f"## {question.text}", "", f"Offered: {', '.join(question.tools)}. **{verdict}.**", ""]
     for step in result.steps:
         if step.call is not None and step.result is not None:
             lines.append(f"- `{step.call.name}` {_inline(step.call.raw)} → {_inline(step.result.content)}")
