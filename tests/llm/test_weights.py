@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qwen_agent.errors import CheckpointError, ModelNotFound, UnsupportedModel
+from qwen_agent.errors import CheckpointError, InputError, ModelNotFound, UnsupportedModel
 from qwen_agent.llm import load_model
 from qwen_agent.llm.quantization import Scheme, dequantize, quantize_round
 
@@ -274,7 +274,7 @@ def test_a_folder_without_a_config(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["no/such/folder/here", "nonsense", "./missing", ""])
 def test_an_unknown_model(name: str) -> None:
-    with pytest.raises((ModelNotFound, ValueError, Exception), match="model"):
+    with pytest.raises((ModelNotFound, InputError), match="model"):
         load_model(name)
 
 
