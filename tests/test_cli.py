@@ -143,7 +143,10 @@ def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
 
 
 def interrupted_after(marker: bytes, *arguments: str) -> tuple[int, str]:
-    """Run on a pseudo-terminal, press Ctrl-C once ``marker`` is seen; (exit code, everything shown)."""
+    """Run on a pseudo-terminal, press Ctrl-C once ``marker`` is seen; (exit code, everything shown).
+
+    Not in the first second: until Python itself has started, nothing of ours can catch it.
+    """
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "qwen_agent", *arguments],
@@ -154,8 +157,8 @@ def interrupted_after(marker: bytes, *arguments: str) -> tuple[int, str]:
         env={**os.environ, "TERM": "xterm"},
     )
     os.close(slave)
-    shown, pressed, deadline = b"", False, time.monotonic() + 90
-    while time.monotonic() < deadline:
+    shown, pressed, started = b"", False, time.monotonic()
+    while time.monotonic() - started < 90:
         ready, _, _ = select.select([master], [], [], 0.2)
         if ready:
             try:
@@ -165,7 +168,7 @@ def interrupted_after(marker: bytes, *arguments: str) -> tuple[int, str]:
             if not data:
                 break
             shown += data
-        if not pressed and marker in shown:
+        if not pressed and marker in shown and time.monotonic() - started > 1:
             os.kill(process.pid, signal.SIGINT)
             pressed = True
         if process.poll() is not None and not ready:
@@ -176,15 +179,10 @@ def interrupted_after(marker: bytes, *arguments: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("marker", [b"", b"Loading", b"Thought"])
 def test_ctrl_c_at_any_moment(marker: bytes) -> None:
-    """At once, while the model loads, while it writes."""
-    code, shown = interrupted_after(
-        marker, "run", "Write a long story.", "--tools", "none" if marker == b"" else "calculator"
-    )
+    """While modules are imported, while the model loads, while it writes."""
+    code, shown = interrupted_after(marker, "run", "Write a long story.", "--tools", "calculator")
     assert "Traceback" not in shown
-    if marker:
-        assert code == 130
-        assert shown.rstrip().endswith("Interrupted.")
-        # A progress bar hides the cursor while it runs; it must be back.
-        assert shown.rfind("\x1b[?25h") >= shown.rfind("\x1b[?25l")
-    else:
-        assert code in (130, -signal.SIGINT, 1)
+    assert code == 130
+    assert shown.rstrip().endswith("Interrupted.")
+    # A progress bar hides the cursor while it runs; it must be back.
+    assert shown.rfind("\x1b[?25h") >= shown.rfind("\x1b[?25l")
