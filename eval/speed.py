@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dense import dense_checkpoint
 
-from qwen_agent.llm.config import ModelConfig, read_model_config
+from qwen_agent.llm.config import ModelConfig
 from qwen_agent.llm.hub import resolve_model
 from qwen_agent.llm.local import load_runtime
 from qwen_agent.llm.model import Model
-from qwen_agent.llm.quantization import SUFFIXES, QuantizedWeight, dequantize
 
 
 def main() -> None:
@@ -110,20 +110,12 @@ def _theirs(peer: Any, ids: torch.Tensor, context: int) -> Timed:
 
 def _peer(folder: Path, scratch: Path) -> Any:
     """The same weights in transformers, dequantised."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
-    config = read_model_config(folder)
-    described = json.loads((folder / "config.json").read_text())
-    described.pop("quantization_config", None)
+    described, weights = dense_checkpoint(folder, torch.bfloat16)
     (scratch / "config.json").write_text(json.dumps(described))
-    stored = load_file(folder / "model.safetensors")
-    dense = {name: tensor for name, tensor in stored.items() if not name.endswith(SUFFIXES)}
-    for name in (key.removesuffix(".qweight") for key in stored if key.endswith(".qweight")):
-        scheme = config.quantization.scheme(name) if config.quantization else None
-        assert scheme is not None, name
-        dense[f"{name}.weight"] = dequantize(QuantizedWeight.from_tensors(name, stored, scheme), torch.bfloat16)
-    save_file({n: t.contiguous() for n, t in dense.items()}, scratch / "model.safetensors", {"format": "pt"})
+    save_file({n: t.contiguous() for n, t in weights.items()}, scratch / "model.safetensors", {"format": "pt"})
     return AutoModelForCausalLM.from_pretrained(scratch, dtype=torch.bfloat16).eval()
 
 

@@ -125,27 +125,15 @@ def _reference(args: argparse.Namespace, cases: list[Case]) -> Iterator[Answer]:
 
 def _load_reference(folder: Path) -> Any:
     import torch
-    from safetensors.torch import load_file
+    from dense import dense_checkpoint
     from transformers import Qwen2Config, Qwen2ForCausalLM
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    from qwen_agent.llm.quantization import SUFFIXES, QuantizationConfig, QuantizedWeight, dequantize
-
-    described = json.loads((folder / "config.json").read_text())
-    quantization = described.pop("quantization_config", None)
-    stored = load_file(folder / "model.safetensors")
-    if quantization:
-        config = QuantizationConfig.from_dict(quantization)
-        plain = {name: tensor for name, tensor in stored.items() if not name.endswith(SUFFIXES)}
-        for name in (key.removesuffix(".qweight") for key in stored if key.endswith(".qweight")):
-            scheme = config.scheme(name)
-            assert scheme is not None, name
-            plain[f"{name}.weight"] = dequantize(QuantizedWeight.from_tensors(name, stored, scheme), torch.bfloat16)
-        stored = plain
+    described, weights = dense_checkpoint(folder, torch.bfloat16)
     ALL_ATTENTION_FUNCTIONS["sdpa"] = _attention
     model: Any = Qwen2ForCausalLM(Qwen2Config(**described))
     model.to(torch.bfloat16)
-    model.load_state_dict(stored, strict=False)
+    model.load_state_dict(weights, strict=False)
     return model.eval()
 
 
