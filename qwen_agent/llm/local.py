@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,10 +35,10 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(slots=True)
 class _Session:
-    """A KV cache with the ids whose keys it holds."""
+    """A KV cache and the request's ids: those whose keys it holds come first, then what is still to be read."""
 
     cache: KVCache
-    ids: list[int] = field(default_factory=list)
+    ids: list[int]
 
 
 class LocalRuntime:
@@ -79,7 +79,7 @@ class LocalRuntime:
         first = time.perf_counter()
         writer = _Writer(self.tokenizer, config.stop)
         finish: FinishReason = "length"
-        for token in self._tokens(logits, session, ids, writer, config):
+        for token in self._tokens(logits, session, writer, config):
             if token in self.stop_ids:
                 finish = "stop"
                 break
@@ -98,28 +98,23 @@ class LocalRuntime:
         pieces = prefill(self.model, ids[cached:], session.cache)
         while True:
             done, logits = next(pieces)
-            session.ids = ids[: session.cache.length]
             yield Chunk(read=(cached + done, len(ids)))
             if logits is not None:
                 return logits
 
     def _tokens(
-        self, logits: torch.Tensor, session: _Session, ids: list[int], writer: _Writer, config: GenerationConfig
+        self, logits: torch.Tensor, session: _Session, writer: _Writer, config: GenerationConfig
     ) -> Iterator[int]:
         sample = build_sampler(config, self._vocabulary, self.model.device)
         allowed = config.constraint.bind(self.tokenizer.vocabulary()) if config.constraint is not None else None
-        written = list(ids)
-        limit = min(config.max_new_tokens, self.window - len(ids))
+        limit = min(config.max_new_tokens, self.window - len(session.ids))
 
         def choose(scores: torch.Tensor) -> int:
-            token = sample(scores, written, allowed(writer.raw) if allowed is not None else None)
-            written.append(token)
+            token = sample(scores, session.ids, allowed(writer.raw) if allowed is not None else None)
+            session.ids.append(token)
             return token
 
-        for token in decode(self.model, logits, session.cache, choose, limit):
-            session.ids = written[: session.cache.length]
-            yield token
-        session.ids = written[: session.cache.length]
+        return decode(self.model, logits, session.cache, choose, limit)
 
     @torch.inference_mode()
     def score(self, prompt: Prompt, choices: Sequence[Prompt]) -> list[float]:
@@ -155,9 +150,9 @@ class LocalRuntime:
         shared = [(_common(s.ids, ids[:-1]) if s.cache.alpha == alpha else 0, s) for s in list(self._sessions)]
         length, session = max(shared, key=lambda pair: pair[0], default=(0, None))
         if session is None or length == 0 or not self._claim(session):
-            return _Session(self.model.new_cache(len(ids)))
+            return _Session(self.model.new_cache(len(ids)), list(ids))
         session.cache.truncate(length)
-        session.ids = ids[:length]
+        session.ids = list(ids)
         return session
 
     def _claim(self, session: _Session) -> bool:
@@ -168,6 +163,7 @@ class LocalRuntime:
         return True
 
     def _check_in(self, session: _Session) -> None:
+        # However the request ended, the cache says how much of it was read.
         session.ids = session.ids[: session.cache.length]
         self._sessions.append(session)
         while len(self._sessions) > self._kept_caches:
