@@ -125,11 +125,12 @@ class Agent:
 
     def _loop(self, run: _Run, cancelled: Cancelled) -> Iterator[Event]:
         while True:
-            limit = self._limit(run)
+            room = self._room(run.prompt)
+            limit = self._limit(run, room)
             if limit is not None:
                 yield from self._conclude(run, limit, cancelled)
                 return
-            output = yield from self._think(run, self._step_config(run), cancelled)
+            output = yield from self._think(run, self._step_config(run, room), cancelled)
             if output is None:
                 yield _finished(run, "", StopReason.CANCELLED)
                 return
@@ -153,13 +154,13 @@ class Agent:
             raise ContextOverflow(tokens, self.runtime.window)
         return prompt
 
-    def _limit(self, run: _Run) -> StopReason | None:
+    def _limit(self, run: _Run, room: int) -> StopReason | None:
         """The limit that has been reached, if any."""
         if self.tools and len(run.steps) >= self.max_steps:
             return StopReason.MAX_STEPS
         if run.usage.generated_tokens >= self.max_tokens:
             return StopReason.MAX_TOKENS
-        if self._room(run.prompt) < _STEP_TOKENS:
+        if room < _STEP_TOKENS:
             return StopReason.CONTEXT_FULL
         return None
 
@@ -167,8 +168,8 @@ class Agent:
         """Tokens that may still be written before the part of the window that is kept for the answer."""
         return self.runtime.window - _ANSWER_TOKENS - self.runtime.count_tokens(prompt)
 
-    def _step_config(self, run: _Run) -> GenerationConfig:
-        left = min(self.max_tokens - run.usage.generated_tokens, self._room(run.prompt))
+    def _step_config(self, run: _Run, room: int) -> GenerationConfig:
+        left = min(self.max_tokens - run.usage.generated_tokens, room)
         config = replace(self.generation, max_new_tokens=min(self.generation.max_new_tokens, left))
         if not self.tools:
             return config
