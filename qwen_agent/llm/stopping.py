@@ -12,8 +12,8 @@ from collections.abc import Sequence
 class StopStrings:
     """Feed text piece by piece; get back what is safe to show.
 
-    The text returned by all ``feed`` calls is what precedes the first stop string, minus at most the end of the text
-    that might still become one. ``matched`` is the stop string found, or None.
+    The text returned by all ``feed`` calls is what precedes the stop string that is complete first, minus at most the
+    end of the text that might still become one. ``matched`` is the stop string found, or None.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -28,8 +28,8 @@ class StopStrings:
         self._held += text
         found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            # The earliest wins; of two at the same place, the longer.
-            at, self.matched = min(found, key=lambda pair: (pair[0], -len(pair[1])))
+            # The one that is complete first wins, however the text is cut into pieces; of two, the longer.
+            at, self.matched = min(found, key=lambda pair: (pair[0] + len(pair[1]), pair[0]))
             shown, self._held = self._held[:at], ""
             return shown
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwen_agent.llm.stopping import StopStrings
@@ -17,11 +17,12 @@ def shown_in_pieces(text: str, stops: list[str], cuts: list[int]) -> tuple[list[
     return pieces, matcher
 
 
+@example("aOO", ["O", "aOO"], [2])
 @given(ALPHABET, st.lists(st.text("abO观\n", min_size=1, max_size=4), max_size=3), st.lists(st.integers(0, 99)))
 def test_any_chunking_shows_exactly_what_precedes_the_first_stop(text: str, stops: list[str], cuts: list[int]) -> None:
     pieces, matcher = shown_in_pieces(text, stops, cuts)
     shown = "".join(pieces)
-    at = min((text.find(s) for s in stops if s in text), default=None)
+    at = min(((text.find(s) + len(s), text.find(s)) for s in stops if s in text), default=(0, None))[1]
     if at is None:
         assert matcher.matched is None
         assert shown + matcher.flush() == text
@@ -43,10 +44,11 @@ def test_text_that_only_looked_like_a_stop_is_shown_later() -> None:
     assert matcher.feed("er") == "Observer"
 
 
-def test_of_two_stops_at_one_place_the_longer_is_named() -> None:
-    matcher = StopStrings(["ab", "abc"])
-    assert matcher.feed("xabc") == "x"
-    assert matcher.matched == "abc"
+def test_of_two_stops_the_one_that_is_complete_first_is_named() -> None:
+    for stops, named in ((["Obs", "Observation:"], "Obs"), (["vation:", "Observation:"], "Observation:")):
+        matcher = StopStrings(stops)
+        assert matcher.feed("x Observation: y") == "x "[: 2 if named[0] == "O" else 7]
+        assert matcher.matched == named
 
 
 def test_without_stops_everything_passes() -> None:
