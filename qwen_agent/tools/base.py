@@ -2,11 +2,12 @@
 
 Promises
 - ``Tool.invoke`` never raises, whatever the model or the tool does, except KeyboardInterrupt.
-- It returns after about ``seconds`` even when the tool hangs, and Ctrl-C gets through while it waits.
+- It returns after about ``seconds``, or soon after the run is cancelled, even when the tool hangs; Ctrl-C gets through.
 - The text it returns is at most ``max_chars`` long, and says how much was left out of the middle.
 
 Not promised
-- A tool that timed out is abandoned, not stopped: its daemon thread goes on until the tool returns.
+- A tool that timed out or was cancelled is abandoned, not stopped: its daemon thread goes on until the tool returns.
+  A long tool asks `cancelled` now and then, and stops by itself.
 - A tool that holds the interpreter's lock (a huge power, a catastrophic regular expression) blocks the clock too.
 - Nothing here is a sandbox: the function runs in this process with all its rights.
 """
@@ -22,18 +23,34 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 from qwen_agent.errors import InputError, ToolError
-from qwen_agent.tools import schema
-from qwen_agent.types import ToolResult
+from qwen_agent.tools import schema, workers
+from qwen_agent.types import Artifact, ToolResult
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _TICK = 0.1  # seconds; waits are cut into ticks because a long wait cannot be interrupted on Windows
 _MIN_CHARS = 100  # room for the note about what was left out
+_MIN_TOKENS = 40  # the same, in tokens
 _MAX_FAILURE_CHARS = 500
+
+Approval = Literal["auto", "ask", "deny"]
+_abandoned: contextvars.ContextVar[Callable[[], bool]] = contextvars.ContextVar("abandoned", default=lambda: False)
+
+
+def cancelled() -> bool:
+    """For use inside a tool: True once nobody waits for its result any more (time limit, cancelled run)."""
+    return _abandoned.get()()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolOutput:
+    """What a tool's function returns when its result is more than text: what the model reads, and files."""
+
+    text: str
+    artifacts: tuple[Artifact, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +61,12 @@ class Tool:
     a coroutine function. ``args_format`` "code" means that the model writes bare code instead of JSON, so there is
     exactly one parameter and it is a string. Build one from a typed function with `tool`, or directly from an explicit
     schema; ``name_for_human`` is for people. Raises InputError for a name, schema or limit that cannot be used.
+
+    ``max_chars`` bounds the text that `invoke` returns; ``max_tokens`` what a model reads of it (None: the agent's own
+    limit). ``approval`` says whether a person is asked before each call. ``repeatable`` is True for a tool whose
+    result may differ when it is called again with the same arguments (a clock, an interpreter with state).
+    ``untrusted`` says that results may hold text by strangers (a web page), ``side_effects`` that a call changes
+    something outside of the run (a file, a message).
     """
 
     name: str
@@ -54,6 +77,11 @@ class Tool:
     args_format: Literal["json", "code"] = "json"
     seconds: float = 30.0
     max_chars: int = 6000
+    max_tokens: int | None = None
+    approval: Approval = "auto"
+    repeatable: bool = False
+    untrusted: bool = False
+    side_effects: bool = False
     _read: schema.Reader | None = field(default=None, repr=False, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -68,6 +96,10 @@ class Tool:
             raise InputError(f"tool {self.name}: seconds must be a positive number, not {self.seconds!r}")
         if self.max_chars < _MIN_CHARS:
             raise InputError(f"tool {self.name}: max_chars must be at least {_MIN_CHARS}, not {self.max_chars!r}")
+        if self.max_tokens is not None and self.max_tokens < _MIN_TOKENS:
+            raise InputError(f"tool {self.name}: max_tokens must be at least {_MIN_TOKENS}, not {self.max_tokens!r}")
+        if self.approval not in get_args(Approval):
+            raise InputError(f"tool {self.name}: approval must be 'auto', 'ask' or 'deny', not {self.approval!r}")
         object.__setattr__(self, "parameters", _own_copy(self.name, self.parameters))
         object.__setattr__(self, "name_for_human", self.name_for_human or _words(self.name))
         object.__setattr__(self, "description", self.description or self.name_for_human)
@@ -81,19 +113,34 @@ class Tool:
         """Call the function itself, as if it had never been made a tool: no checks, no limits, errors raised."""
         return self.function(*args, **kwargs)
 
-    def invoke(self, arguments: Mapping[str, Any]) -> ToolResult:
+    def invoke(
+        self,
+        arguments: Mapping[str, Any],
+        *,
+        seconds: float = math.inf,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> ToolResult:
         """Run the tool on a model's arguments; see the module's promises.
 
-        Whatever goes wrong comes back as ``ok=False`` with one short sentence for the model to read.
+        Whatever goes wrong comes back as ``ok=False`` with one short sentence for the model to read. ``seconds`` can
+        only shorten the tool's own limit; ``cancelled`` is asked while the tool runs.
         """
         started = time.perf_counter()
         try:
             values = self._checked(arguments)
-            ok, text = self._run(lambda: _to_text(self.function(**values)))
+            ok, output = self._run(lambda: _to_output(self.function(**values)), min(seconds, self.seconds), cancelled)
         except Exception as error:
-            ok, text = False, _failure(error)
-        content, dropped = _cut_middle(text, self.max_chars)
-        return ToolResult(content, ok, dropped, time.perf_counter() - started)
+            ok, output = False, ToolOutput(_failure(error))
+        content, dropped = _cut_middle(output.text, self.max_chars)
+        return ToolResult(content, ok, dropped, time.perf_counter() - started, output.artifacts)
+
+    def describe(self) -> dict[str, Any]:
+        """What is known of the tool without its function, as plain values."""
+        kept = ("name", "description", "parameters", "name_for_human", "args_format")
+        return {
+            name: getattr(self, name)
+            for name in (*kept, "max_tokens", "approval", "repeatable", "untrusted", "side_effects")
+        }
 
     def _checked(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         assert self._read is not None
@@ -103,19 +150,24 @@ class Tool:
             call = schema.describe_call(self.name, self.parameters)
             raise ToolError(f"Wrong arguments: {problem}; expected {call}.") from None
 
-    def _run(self, work: Callable[[], str]) -> tuple[bool, str]:
-        """Do the work in a daemon thread and wait for it, so that neither a hang nor an exit reaches the caller."""
-        done: Future[tuple[bool, str]] = Future()
+    def _run(
+        self, work: Callable[[], ToolOutput], seconds: float, cancelled: Callable[[], bool]
+    ) -> tuple[bool, ToolOutput]:
+        """Do the work in a thread and wait for it, so that neither a hang nor an exit reaches the caller."""
+        abandoned = threading.Event()
         context = contextvars.copy_context()
-        target = functools.partial(context.run, _settle, done, work)
-        threading.Thread(target=target, name=f"tool {self.name}", daemon=True).start()
-        deadline = time.monotonic() + self.seconds
-        while not done.done():
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise ToolError(f"{self.name} timed out after {self.seconds:g} s.")
-            wait([done], timeout=min(left, _TICK))
-        return done.result()
+        context.run(_abandoned.set, abandoned.is_set)
+        job = workers.start(functools.partial(context.run, _settled, work))
+        deadline = time.monotonic() + seconds
+        try:
+            while not job.wait(min(deadline - time.monotonic(), _TICK)):
+                if time.monotonic() >= deadline:
+                    raise ToolError(f"{self.name} timed out after {seconds:.3g} s.")
+                if cancelled():
+                    raise ToolError(f"{self.name} was cancelled.")
+        finally:
+            abandoned.set()
+        return job.result
 
 
 @overload
@@ -131,6 +183,11 @@ def tool(
     args_format: Literal["json", "code"] = "json",
     seconds: float = 30.0,
     max_chars: int = 6000,
+    max_tokens: int | None = None,
+    approval: Approval = "auto",
+    repeatable: bool = False,
+    untrusted: bool = False,
+    side_effects: bool = False,
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 
 
@@ -144,6 +201,11 @@ def tool(
     args_format: Literal["json", "code"] = "json",
     seconds: float = 30.0,
     max_chars: int = 6000,
+    max_tokens: int | None = None,
+    approval: Approval = "auto",
+    repeatable: bool = False,
+    untrusted: bool = False,
+    side_effects: bool = False,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a tool of a typed function: ``@tool`` or ``@tool(name=..., seconds=...)``.
 
@@ -164,6 +226,11 @@ def tool(
             args_format=args_format,
             seconds=seconds,
             max_chars=max_chars,
+            max_tokens=max_tokens,
+            approval=approval,
+            repeatable=repeatable,
+            untrusted=untrusted,
+            side_effects=side_effects,
             _read=described.read,
         )
 
@@ -204,20 +271,26 @@ def _words(name: str) -> str:
     return " ".join(word[:1].upper() + word[1:] for word in re.split(r"[_.-]+", name) if word) or name
 
 
-def _settle(done: Future[tuple[bool, str]], work: Callable[[], str]) -> None:
+def _settled(work: Callable[[], ToolOutput]) -> tuple[bool, ToolOutput]:
     try:
-        outcome = True, work()
+        return True, work()
     except BaseException as error:  # sys.exit() in a tool ends the tool, not the agent
-        outcome = False, _failure(error)
-    done.set_result(outcome)
+        return False, ToolOutput(_failure(error))
 
 
-def _to_text(value: Any) -> str:
-    """What a model reads of a return value. Runs inside the time limit, since str() of it may do anything."""
+def _to_output(value: Any) -> ToolOutput:
+    """What came of a call. Runs inside the time limit, since a coroutine, or str() of a value, may do anything."""
     if inspect.iscoroutine(value):
         import asyncio  # a third of this module's import time, for the rare coroutine
 
         value = asyncio.run(value)
+    if isinstance(value, ToolOutput):
+        return ToolOutput(str.__str__(value.text) or "(empty result)", tuple(value.artifacts))
+    return ToolOutput(_to_text(value))
+
+
+def _to_text(value: Any) -> str:
+    """What a model reads of a return value."""
     if value is None:
         return "(no output)"
     if not isinstance(value, str):

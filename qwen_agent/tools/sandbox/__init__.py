@@ -30,6 +30,7 @@ directory: never share them between people.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -41,8 +42,13 @@ __all__ = ["Execution", "Limits", "Sandbox", "open_sandbox"]
 class Sandbox(Protocol):
     """The only seam between code that wants Python run and how it is run safely."""
 
-    def run(self, code: str, *, seconds: float | None = None) -> Execution:
-        """Run one cell, by default for ``Limits.seconds``. Never raises for what the code does."""
+    def run(
+        self, code: str, *, seconds: float | None = None, cancelled: Callable[[], bool] = lambda: False
+    ) -> Execution:
+        """Run one cell, by default for ``Limits.seconds``. Never raises for what the code does.
+
+        Once ``cancelled`` (asked a few times a second) says True, the code is interrupted as at its time limit.
+        """
 
     def reset(self) -> None:
         """Forget all variables. Files stay."""

@@ -24,16 +24,19 @@ class Call:
     """What is known of a call so far. After `perform` or `greet`, exactly one of ``reply`` and ``gone`` is set.
 
     ``stopped`` is why the guest was interrupted, ``gone`` why it had to be, or was, ended: clauses, "" if not so.
-    ``watch`` is asked a few times a second which other limit is broken; its answer ends the guest.
+    ``watch`` is asked a few times a second which other limit is broken; its answer ends the guest. ``cancelled`` is
+    asked as often; True interrupts the guest, as the time limit does.
     """
 
-    def __init__(self, guest: Guest, limits: Limits, seconds: float, watch: Callable[[], str]) -> None:
+    def __init__(
+        self, guest: Guest, limits: Limits, seconds: float, watch: Callable[[], str], cancelled: Callable[[], bool]
+    ) -> None:
         self.limits = limits
         self.reply: Reply | None = None
         self.stopped = ""
         self.gone = ""
         self.stdout, self.stderr = Output(limits.output), Output(limits.output)
-        self._guest, self._seconds, self._watch = guest, seconds, watch
+        self._guest, self._seconds, self._watch, self._cancelled = guest, seconds, watch, cancelled
         self._id: str | None = None
         self._incoming, self._outgoing = Replies(limits), memoryview(b"")
         self._interrupt_at = time.monotonic() + seconds
@@ -115,6 +118,8 @@ class Call:
         if now >= self._interrupt_at:
             self._interrupt(f"the time limit of {self._seconds:g} s was reached")
         if now >= self._look_at:
+            if self._cancelled():
+                self._interrupt("the run was cancelled")
             if problem := self._watch():
                 raise Gone(problem)
             cost = time.monotonic() - now
