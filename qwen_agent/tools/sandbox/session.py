@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import stat
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from qwen_agent.errors import InputError, SandboxUnavailable
 from qwen_agent.tools.sandbox import bubblewrap
 from qwen_agent.tools.sandbox.bubblewrap import Guest
 from qwen_agent.tools.sandbox.call import Call
-from qwen_agent.tools.sandbox.kernel_limits import restrict
 from qwen_agent.tools.sandbox.policy import MIB, Execution, Limits
-from qwen_agent.tools.sandbox.wire import CLIP_NOTE_CHARS, Reply, acceptable_image, clip, encodable
+from qwen_agent.tools.sandbox.wire import CLIP_NOTE_CHARS, Output, Reply, acceptable_image, clip, encodable
 from qwen_agent.tools.sandbox.workdir import Snapshot, WorkDir
 
 MAX_IMAGES = 8
@@ -38,8 +39,13 @@ class Session:
         self._lock = threading.Lock()
         weakref.finalize(self, self._owned.close)  # also called at the exit of the host's interpreter
 
-    def run(self, code: str, *, seconds: float | None = None) -> Execution:
-        """Run one cell for at most ``seconds`` (plus the grace). Never raises for what the guest does."""
+    def run(
+        self, code: str, *, seconds: float | None = None, cancelled: Callable[[], bool] = lambda: False
+    ) -> Execution:
+        """Run one cell for at most ``seconds`` (plus the grace), or until it is ``cancelled``.
+
+        Never raises for what the guest does.
+        """
         with self._lock:
             if self._closed:
                 raise InputError("this sandbox is closed: open another one")
@@ -48,9 +54,10 @@ class Session:
             self._baseline = self._baseline or before
             guest, restarted = self._awake()
             self._restrain(guest, before)
-            call = Call(guest, self._limits, seconds or self._limits.seconds, lambda: self._breach(guest, before))
+            watch = functools.partial(self._breach, guest, before)
+            call = Call(guest, self._limits, seconds or self._limits.seconds, watch, cancelled)
             after = self._perform(call, code, before)
-            return _execution(call, restarted, after.changed_since(before), time.monotonic() - started)
+            return execution(call, restarted, after.changed_since(before), time.monotonic() - started)
 
     def reset(self) -> None:
         """Forget all variables, and count what now lies in the work directory as given. Files stay."""
@@ -114,6 +121,8 @@ class Session:
 
     def _restrain(self, guest: Guest, before: Snapshot) -> None:
         """Set the limits that the kernel holds. Over the quota no file may grow at all: the guest can only clean up."""
+        from qwen_agent.tools.sandbox.kernel_limits import restrict  # what follows this class is used on Windows too
+
         base = self._baseline or before
         file = 0 if before.size > base.size + self._limits.disk else self._limits.file
         restrict(guest, self._limits, file)
@@ -134,7 +143,7 @@ class _Owned:
 def _started(workdir: Path, limits: Limits) -> Guest:
     """A guest that has said it is ready, and sleeps. Raises SandboxUnavailable."""
     guest = bubblewrap.start(workdir, limits)
-    call = Call(guest, limits, bubblewrap.START_SECONDS, lambda: "")
+    call = Call(guest, limits, bubblewrap.START_SECONDS, lambda: "", lambda: False)
     call.greet()
     if call.gone:
         guest.close()
@@ -169,7 +178,19 @@ def _look_inside(guest: Guest) -> _Inside:
     return seen
 
 
-def _execution(call: Call, restarted: bool, files: tuple[str, ...], elapsed: float) -> Execution:
+class Outcome(Protocol):
+    """What is known of a call at its end, of whatever kind the session is; see `Call`."""
+
+    limits: Limits
+    reply: Reply | None
+    stopped: str
+    gone: str
+    stdout: Output
+    stderr: Output
+
+
+def execution(call: Outcome, restarted: bool, files: tuple[str, ...], elapsed: float) -> Execution:
+    """What came of a call, with what the guest says of itself cut to size and its pictures checked."""
     (stdout, out_cut), (stderr, err_cut) = call.stdout.text(), call.stderr.text()
     reply, longest = call.reply or Reply(None), call.limits.output + CLIP_NOTE_CHARS
     images = tuple(image for image in reply.images[:MAX_IMAGES] if acceptable_image(image))
@@ -189,7 +210,7 @@ def _execution(call: Call, restarted: bool, files: tuple[str, ...], elapsed: flo
     )
 
 
-def _notes(call: Call, restarted: bool, bad_images: int) -> tuple[str, ...]:
+def _notes(call: Outcome, restarted: bool, bad_images: int) -> tuple[str, ...]:
     notes = [RESTARTED] if restarted else []
     if call.gone:
         notes.append(f"The interpreter was stopped: {call.gone}. Variables are lost, files are kept.")

@@ -55,7 +55,8 @@ class Settings:
 
     def try_to_reserve(self) -> bool:
         with contextlib.suppress(OSError):
-            self.spare = mmap.mmap(-1, SPARE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            flags = (mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,) if hasattr(mmap, "MAP_PRIVATE") else ()  # not on Windows
+            self.spare = mmap.mmap(-1, SPARE, *flags)
         return self.spare is not None
 
     def release(self) -> None:
@@ -65,16 +66,21 @@ class Settings:
 
 
 def main() -> None:
-    control, limits = int(sys.argv[1]), json.loads(sys.argv[2])
+    control = int(sys.argv[1])
+    serve(control, control, json.loads(sys.argv[2]), "/workspace")
+
+
+def serve(requests: int, control: int, limits: dict[str, int], folder: str) -> None:
+    """Run what comes in at ``requests`` and reply at ``control``, until the host closes the first. Never returns."""
     settings = Settings(limits)
     main_module = types.ModuleType("__main__")  # not this one, so that a guest's globals are its own
     keep_alive = sys.modules["__main__"]
     sys.modules["__main__"] = main_module
-    sys.path.append("/workspace")  # last, so that no file of the guest's hides a module of the standard library
+    sys.path.append(folder)  # last, so that no file of the guest's hides a module of the standard library
     sys.argv = [""]
     send(control, {"ready": True})
     number = 0
-    while (request := receive(control)) is not None:
+    while (request := receive(requests)) is not None:
         number += 1
         images, reply = run(request["code"], f"<cell {number}>", vars(main_module), settings)
         for image in images:
@@ -89,7 +95,8 @@ def run(source: str, name: str, namespace: Namespace, settings: Settings) -> tup
     global _busy
     open_streams(settings.streams)
     signal.signal(signal.SIGINT, interrupt)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     images, value, error = [], "", ""
     try:
         _busy = True
