@@ -4,6 +4,9 @@ Files are ``BFCL_v4_{category}.json.gz`` with one case a line, and ``possible_an
 the accepted values of each argument. A category with "irrelevance" in its name has no right call: any call is a false
 positive. Comparison follows the leaderboard's checker where it matters for one call: strings without case, blanks and
 punctuation; numbers by value; an argument may be left out only where "" is accepted; no invented arguments.
+
+A parameter is described by its type, description and choices, as the embedded model was trained; ``whole`` schemas
+also say what is inside lists and objects.
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+CATEGORIES = ("simple_python", "multiple", "live_simple", "live_multiple", "irrelevance", "live_irrelevance")
 _TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
 _IGNORED = re.compile(r"[ ,./\-_*^\"']")
 _CALL = re.compile(r"(?:^|\n)Action:\s*(.*?)\s*\nAction Input:\s*(.*)$", re.DOTALL)
@@ -55,13 +60,13 @@ class Outcome:
     right_arguments: bool
 
 
-def load(folder: Path, category: str, limit: int) -> list[Case]:
+def load(folder: Path, category: str, limit: int, *, whole: bool = False) -> list[Case]:
     """The first ``limit`` cases of a category that offer any function."""
     answers = {}
     if (folder / _file("possible_answer_", category)).exists():
         answers = {row["id"]: row["ground_truth"] for row in _lines(folder / _file("possible_answer_", category))}
     rows = (row for row in _lines(folder / _file("", category)) if row["function"])
-    return [_case(category, row, answers.get(row["id"])) for row, _ in zip(rows, range(limit), strict=False)]
+    return [_case(category, row, answers.get(row["id"]), whole) for row in islice(rows, limit)]
 
 
 def _file(prefix: str, category: str) -> str:
@@ -73,25 +78,36 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, file)
 
 
-def _case(category: str, row: Mapping[str, Any], answer: Sequence[Mapping[str, Any]] | None) -> Case:
+def _case(category: str, row: Mapping[str, Any], answer: Sequence[Mapping[str, Any]] | None, whole: bool) -> Case:
     messages = row["question"][0]
     said = [m["content"] for role in ("system", "user") for m in messages if m["role"] == role]
-    functions = tuple(_function(function) for function in row["function"])
+    functions = tuple(_function(function, whole) for function in row["function"])
     gold = next(iter(answer[0].items())) if answer else None
     return Case(category, row["id"], "\n".join(said), functions, gold)
 
 
-def _function(function: Mapping[str, Any]) -> Function:
-    given = function["parameters"]
-    properties = {name: _property(entry) for name, entry in given.get("properties", {}).items()}
-    schema = {"type": "object", "properties": properties, "required": given.get("required", [])}
+def _function(function: Mapping[str, Any], whole: bool) -> Function:
+    schema = _object(function["parameters"], whole)
     return Function(function["name"], function.get("description", "").strip(), schema)
 
 
-def _property(entry: Mapping[str, Any]) -> dict[str, Any]:
-    kind = entry.get("type", "string")
-    choices = {"enum": entry["enum"]} if entry.get("enum") else {}
-    return {"description": entry.get("description", ""), "type": _TYPES.get(kind, kind)} | choices
+def _object(given: Mapping[str, Any], whole: bool) -> dict[str, Any]:
+    properties = {name: _property(entry, whole) for name, entry in given.get("properties", {}).items()}
+    return {"type": "object", "properties": properties, "required": given.get("required", [])}
+
+
+def _property(entry: Mapping[str, Any], whole: bool) -> dict[str, Any]:
+    given = entry.get("type", "string")
+    kind = _TYPES.get(given, given)
+    schema = {"description": entry["description"], "type": kind} if "description" in entry else {"type": kind}
+    if choices := entry.get("enum"):
+        # the data name the choices of a list's items beside the list
+        schema |= {"items": {"enum": choices}} if kind == "array" else {"enum": choices}
+    elif whole and kind == "array" and "items" in entry:
+        schema["items"] = _property(entry["items"], whole)
+    elif whole and kind == "object" and "properties" in entry:
+        schema |= _object(entry, whole)
+    return schema
 
 
 def judge(case: Case, text: str) -> Outcome:

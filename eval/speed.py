@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dense import dense_checkpoint
+from dense import write_dense
 
 from qwen_agent.llm.config import ModelConfig
 from qwen_agent.llm.hub import resolve_model
@@ -110,12 +110,9 @@ def _theirs(peer: Any, ids: torch.Tensor, context: int) -> Timed:
 
 def _peer(folder: Path, scratch: Path) -> Any:
     """The same weights in transformers, dequantised."""
-    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
-    described, weights = dense_checkpoint(folder, torch.bfloat16)
-    (scratch / "config.json").write_text(json.dumps(described))
-    save_file({n: t.contiguous() for n, t in weights.items()}, scratch / "model.safetensors", {"format": "pt"})
+    write_dense(folder, scratch)
     return AutoModelForCausalLM.from_pretrained(scratch, dtype=torch.bfloat16).eval()
 
 

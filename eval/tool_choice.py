@@ -1,276 +1,135 @@
-"""Which tool does a model choose first, and with which arguments? BFCL questions in Qwen's ReAct format.
+"""Which tool does a model choose first, and is the call well-formed and right? BFCL questions in Qwen's ReAct format.
 
-    python eval/tool_choice.py run MODEL --data bfcl --out raw.jsonl            our own runtime
-    python eval/tool_choice.py run MODEL --data bfcl --out raw.jsonl --reference    the same through transformers
-    python eval/tool_choice.py score raw.jsonl [other.jsonl] --data bfcl        table, and a comparison pair by pair
+    python eval/tool_choice.py run MODEL --data bfcl --out step.jsonl                    our own runtime
+    python eval/tool_choice.py run MODEL --data bfcl --out free.jsonl --grammar none     the same, unconstrained
+    python eval/tool_choice.py report step.jsonl free.jsonl [--plot curve.png]           tables, and a comparison
 
-Decoding is greedy and, unless --unconstrained, the name after "Action:" can only be one of the offered tools.
-A run that was interrupted goes on where it stopped.
+Decoding is greedy, one prompt at a time. ``--grammar step`` is what agents use; "names" constrains only tool names.
+A run that was interrupted goes on where it stopped. ``--shard 3/8`` asks every eighth question from the third on; give
+each shard its own file, and all of them to ``report``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bfcl import Case, Outcome, judge, load
+import choice_report
+from bfcl import CATEGORIES, Case, load
+from first_steps import GRAMMARS, Answer, ask
+from verdict import verdict
 
-from qwen_agent.prompt import ReActTemplate, build
-from qwen_agent.types import IM_END, Control, Prompt
-
-CATEGORIES = {"multiple": 200, "simple_python": 200, "irrelevance": 240}
-NEW_TOKENS = 140
-STOPS = ("\nObservation:", "\nFinal Answer:")  # after either, the first step is decided
-TEMPLATE = ReActTemplate("APIs", ",")  # the embedded model was trained on both nouns; this one is the later official
-
-Answer = tuple[Case, str, int]  # the case, the model's text, its tokens
+from qwen_agent import load_runtime
+from qwen_agent.llm.hub import resolve_model
 
 
 def main() -> None:
     args = _arguments()
-    cases = [case for name in args.categories for case in load(args.data, name, min(args.limit, CATEGORIES[name]))]
     if args.command == "run":
-        run(args, cases)
+        run(args)
     else:
-        score(args.files, {(case.category, case.id): case for case in cases})
+        choice_report.report(args.files, args.data, args.plot)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run", help="ask a model, write its raw texts")
-    runs.add_argument("model", type=Path, help="model folder")
-    runs.add_argument("--out", type=Path, required=True, help="JSON Lines file for the raw texts")
-    runs.add_argument("--reference", action="store_true", help="run through transformers in bf16, in batches")
-    runs.add_argument("--unconstrained", action="store_true", help="let the model misspell names")
+    runs = commands.add_parser("run", help="ask a model, write its raw texts and what they are worth")
+    runs.add_argument("model", help="embedded, a folder or a hub id")
+    runs.add_argument("--data", type=Path, required=True, help="folder with the BFCL files")
+    runs.add_argument("--out", type=Path, required=True, help="JSON Lines file, one line a question")
+    runs.add_argument(
+        "--categories", nargs="+", choices=CATEGORIES, default=["simple_python", "multiple", "irrelevance"]
+    )
+    runs.add_argument("--limit", type=int, default=10**6, help="questions a category")
+    runs.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="only the I-th of N parts")
+    runs.add_argument("--grammar", choices=GRAMMARS, default="step", help="what the model may write")
+    runs.add_argument("--whole", action="store_true", help="schemas say what is inside lists and objects")
+    runs.add_argument("--device", default="cpu", help="cpu or cuda")
+    runs.add_argument("--dense", action="store_true", help="dense bfloat16 weights, faster on a GPU")
+    runs.add_argument("--reference", action="store_true", help="through transformers in bfloat16, in batches")
     runs.add_argument("--batch", type=int, default=32, help="prompts at once (reference only)")
-    runs.add_argument("--device", default="cpu", help="cpu or cuda (reference only)")
-    scores = commands.add_parser("score", help="score one file of raw texts, or compare two")
-    scores.add_argument("files", type=Path, nargs="+", help="what `run` wrote")
-    for command in (runs, scores):
-        command.add_argument("--data", type=Path, required=True, help="folder with the BFCL files")
-        command.add_argument("--limit", type=int, default=10**6, help="questions a category")
-        command.add_argument("--categories", nargs="+", choices=CATEGORIES, default=list(CATEGORIES))
-    return parser.parse_args()
+    reports = commands.add_parser("report", help="tables of what runs wrote; needs no model")
+    reports.add_argument("files", type=Path, nargs="+", help="what `run` wrote, all shards of all runs")
+    reports.add_argument("--data", type=Path, help="folder with the BFCL files: judge the texts anew")
+    reports.add_argument("--plot", type=Path, help="write the curves of recall and false positives here (PNG)")
+    args = parser.parse_args()
+    if args.command == "run" and args.reference and args.grammar == "step":
+        parser.error("--reference needs --grammar names or none: transformers has no grammar here")
+    return args
 
 
-def run(args: argparse.Namespace, cases: list[Case]) -> None:
-    done = {(row["category"], row["id"]) for row in _rows(args.out)} if args.out.exists() else set()
-    cases = [case for case in cases if (case.category, case.id) not in done]
-    answers = _reference(args, cases) if args.reference else _own(args, cases)
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part of a whole: give 1/4, 2/4, 3/4 or 4/4, say")
+    return int(index), int(count)
+
+
+def run(args: argparse.Namespace) -> None:
+    about = {
+        "model": args.model,
+        "weights": "transformers" if args.reference else "dense" if args.dense else "stored",
+        "grammar": args.grammar,
+        "schemas": "whole" if args.whole else "shallow",
+    }
+    done = {(row["category"], row["id"]) for row in choice_report.rows(args.out) if _same(row, about, args.out)}
+    cases = [case for case in _cases(args) if (case.category, case.id) not in done]
     started, tokens = time.monotonic(), 0
     with args.out.open("a", encoding="utf-8") as out:
-        for count, (case, text, generated) in enumerate(answers, 1):
-            row = {"category": case.category, "id": case.id, "text": text, "tokens": generated}
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for count, answer in enumerate(_answers(args, cases) if cases else (), 1):
+            out.write(json.dumps({"run": about, **_row(answer)}, ensure_ascii=False) + "\n")
             out.flush()
-            tokens += generated
+            tokens += answer.tokens
             seconds = time.monotonic() - started
-            print(f"\r{count}/{len(cases)}  {tokens} tokens  {seconds:.0f} s", end="", flush=True)
-    print()
+            print(f"\r{count}/{len(cases)}  {tokens} tokens  {seconds:.0f} s", end="", flush=True, file=sys.stderr)
+    print(file=sys.stderr)
+    if args.shard == (1, 1):
+        choice_report.report([args.out], None, None)
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        yield from map(json.loads, file)
+def _same(row: dict[str, Any], about: dict[str, str], path: Path) -> bool:
+    if row["run"] != about:
+        raise SystemExit(f"{path} holds another run ({row['run']}): give --out a new file")
+    return True
 
 
-# ---- our own runtime, one prompt at a time
+def _cases(args: argparse.Namespace) -> list[Case]:
+    index, count = args.shard
+    cases = [case for name in args.categories for case in load(args.data, name, args.limit, whole=args.whole)]
+    return cases[index - 1 :: count]
 
 
-def _own(args: argparse.Namespace, cases: list[Case]) -> Iterator[Answer]:
-    from qwen_agent import load_runtime
-    from qwen_agent.llm.config import GenerationConfig
-    from qwen_agent.llm.grammar import ChoiceAfter
-    from qwen_agent.llm.runtime import text_of
+def _answers(args: argparse.Namespace, cases: list[Case]) -> Iterator[Answer]:
+    folder = resolve_model(args.model)
+    if args.reference:
+        from reference import ask_transformers  # transformers is needed for this alone
 
-    runtime = load_runtime(args.model)
-    for case in cases:
-        names = tuple(function.name for function in case.functions)
-        config = GenerationConfig(
-            max_new_tokens=NEW_TOKENS,
-            stop=STOPS,
-            constraint=None if args.unconstrained else ChoiceAfter("Action:", names),
-        )
-        *_, last = runtime.stream(build(case.question, tools=case.functions, template=TEMPLATE), config)
-        yield case, text_of(last.output), last.usage.generated_tokens
+        names = args.grammar == "names"
+        return ask_transformers(folder, cases, names=names, batch=args.batch, device=args.device)
+    if args.dense:
+        from dense import dense_runtime
+
+        return ask(dense_runtime(folder, args.device), cases, args.grammar)
+    return ask(load_runtime(folder, device=args.device), cases, args.grammar)
 
 
-# ---- the reference: transformers, dequantised, in batches
-
-
-def _reference(args: argparse.Namespace, cases: list[Case]) -> Iterator[Answer]:
-    import torch
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
-    model = _load_reference(args.model).to(args.device)
-    encoded = [
-        (case, _encode(tokenizer, build(case.question, tools=case.functions, template=TEMPLATE))) for case in cases
-    ]
-    encoded.sort(key=lambda pair: len(pair[1]), reverse=True)
-    for start in range(0, len(encoded), args.batch):
-        batch = encoded[start : start + args.batch]
-        spellings = [[] if args.unconstrained else _spellings(tokenizer, case) for case, _ in batch]
-        with torch.inference_mode():
-            texts = _generate(model, tokenizer, [ids for _, ids in batch], spellings)
-        for (case, _), ids in zip(batch, texts, strict=True):
-            yield case, tokenizer.decode(ids, skip_special_tokens=False), len(ids)
-
-
-def _load_reference(folder: Path) -> Any:
-    import torch
-    from dense import dense_checkpoint
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    described, weights = dense_checkpoint(folder, torch.bfloat16)
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = _attention
-    model: Any = Qwen2ForCausalLM(Qwen2Config(**described))
-    model.to(torch.bfloat16)
-    model.load_state_dict(weights, strict=False)
-    return model.eval()
-
-
-def _attention(module: Any, q: Any, k: Any, v: Any, mask: Any, scaling: float, **_: Any) -> tuple[Any, None]:
-    """Attention that reads each key head once for its group of query heads; transformers copies it for every one."""
-    import torch.nn.functional as F
-
-    batch, heads, length, size = q.shape
-    if length > 1:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=True)
-    else:
-        grouped = q.view(batch, k.shape[1], -1, size)
-        out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scaling)
-    return out.reshape(batch, heads, length, size).transpose(1, 2), None
-
-
-def _encode(tokenizer: Any, prompt: Prompt) -> list[int]:
-    ids: list[int] = []
-    for segment in prompt:
-        if isinstance(segment, Control):
-            ids.append(tokenizer.token_to_id(segment.name))
-        else:
-            ids += tokenizer.encode(segment.content, add_special_tokens=False).ids
-    return ids
-
-
-def _spellings(tokenizer: Any, case: Case) -> list[list[int]]:
-    """The token ids that may follow "Action:", one list per tool, newline included."""
-    newline = tokenizer.encode("\n").ids
-    return [tokenizer.encode(f" {function.name}").ids + newline for function in case.functions]
-
-
-def _generate(
-    model: Any, tokenizer: Any, prompts: list[list[int]], spellings: list[list[list[int]]]
-) -> list[list[int]]:
-    import torch
-    from transformers import StaticCache
-
-    end = tokenizer.token_to_id(IM_END.name)
-    action = tokenizer.encode("\nAction:").ids
-    stops = [[end], *(tokenizer.encode(text).ids for text in STOPS)]
-    width, count = max(map(len, prompts)), len(prompts)
-    ids = torch.full((count, width), end)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)  # padded on the left
-    lengths = torch.tensor([[len(prompt)] for prompt in prompts])
-    mask = (torch.arange(width) >= width - lengths).long()
-    position = (torch.arange(width) - (width - lengths)).clamp_min(0)
-    ids, mask, position = (tensor.to(model.device) for tensor in (ids, mask, position))
-    cache = StaticCache(config=model.config, max_cache_len=width + NEW_TOKENS)
-    texts: list[list[int]] = [[] for _ in prompts]
-    done = [False] * count
-    for _ in range(NEW_TOKENS):
-        out = model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, logits_to_keep=1)
-        logits = out.logits[:, -1].cpu()
-        for row, text in enumerate(texts):
-            if not done[row]:
-                text.append(_next_token(logits[row], _allowed(text, action, spellings[row])))
-                done[row] = any(text[-len(stop) :] == stop for stop in stops)
-        if all(done):
-            break
-        ids = torch.tensor([[text[-1]] for text in texts], device=model.device)
-        mask = torch.cat((mask, mask.new_ones(count, 1)), dim=1)
-        position = position[:, -1:] + 1
-    return texts
-
-
-def _allowed(text: list[int], action: list[int], spellings: list[list[int]]) -> set[int]:
-    """Token ids that continue a tool's name if ``text`` is inside one; empty = anything goes."""
-    for start in range(len(text), len(action) - 1, -1):
-        if text[start - len(action) : start] == action:
-            name = text[start:]
-            return {spelling[len(name)] for spelling in spellings if spelling[: len(name)] == name != spelling}
-    return set()
-
-
-def _next_token(logits: Any, allowed: set[int]) -> int:
-    if not allowed:
-        return int(logits.argmax())
-    candidates = sorted(allowed)
-    return candidates[int(logits[candidates].argmax())]
-
-
-# ---- scores
-
-
-def score(files: list[Path], cases: dict[tuple[str, str], Case]) -> None:
-    judged = [_judge_file(path, cases) for path in files]
-    for path, outcomes in zip(files, judged, strict=True):
-        print(f"{path}  ({len(outcomes)} questions)")
-        for category, label, test in MEASURES:
-            hits = [test(outcome) for (name, _), outcome in outcomes.items() if name == category]
-            if hits:
-                low, high = wilson(sum(hits), len(hits))
-                share = 100 * sum(hits) / len(hits)
-                print(f"  {category:14} {label:16} {share:5.1f} %  [{low:.1f}, {high:.1f}]  n={len(hits)}")
-    for path, outcomes in zip(files[1:], judged[1:], strict=True):
-        print(f"{files[0]} against {path}, on the questions of both")
-        _compare(judged[0], outcomes)
-
-
-Outcomes = dict[tuple[str, str], Outcome]
-MEASURES: list[tuple[str, str, Callable[[Outcome], bool]]] = [
-    ("multiple", "right tool", lambda outcome: outcome.right_tool),
-    ("multiple", "arguments", lambda outcome: outcome.right_arguments),
-    ("simple_python", "right tool", lambda outcome: outcome.right_tool),
-    ("simple_python", "arguments", lambda outcome: outcome.right_arguments),
-    ("irrelevance", "false positives", lambda outcome: outcome.called),
-]
-
-
-def _judge_file(path: Path, cases: dict[tuple[str, str], Case]) -> Outcomes:
-    rows = ((row["category"], row["id"], row["text"]) for row in _rows(path))
-    return {(name, id_): judge(cases[name, id_], text) for name, id_, text in rows if (name, id_) in cases}
-
-
-def _compare(first: Outcomes, second: Outcomes) -> None:
-    for category, label, test in MEASURES:
-        pairs = [(test(first[key]), test(second[key])) for key in first if key in second and key[0] == category]
-        if pairs:
-            only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
-            p = sign_test(only_first, only_second)
-            print(f"  {category:14} {label:16} only first {only_first}, only second {only_second}, p={p:.2f}")
-
-
-def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, in per cent."""
-    share, spread = hits / n, z * z / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
-
-
-def sign_test(a: int, b: int) -> float:
-    """Two-sided exact probability of discordant counts at least this uneven if neither model were better."""
-    tail = sum(math.comb(a + b, k) for k in range(min(a, b) + 1))
-    return min(1.0, 2.0 * tail / 2 ** (a + b))
+def _row(answer: Answer) -> dict[str, Any]:
+    return {
+        "category": answer.case.category,
+        "id": answer.case.id,
+        "text": answer.text,
+        "tokens": answer.tokens,
+        "cut": answer.cut,
+        "weights": answer.weights,
+        "verdict": asdict(verdict(answer.case, answer.text, answer.cut)),
+    }
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import click
@@ -12,7 +12,8 @@ import click
 from qwen_agent.errors import QwenAgentError
 from qwen_agent.prompt import printable
 from qwen_agent.react import Agent
-from qwen_agent.types import AgentResult, Message
+from qwen_agent.session import Session
+from qwen_agent.types import AgentResult, Event, StopReason
 
 _COMMANDS = """\
 :help            show this
@@ -22,17 +23,16 @@ _COMMANDS = """\
 :exit            leave (Ctrl-D too)
 Ctrl-C stops an answer; the turn is then forgotten."""
 
-Show = Callable[..., AgentResult]
+Show = Callable[[Iterable[Event]], AgentResult]
 
 
 class Chat:
     """One conversation. ``show`` streams a run to the terminal and returns its result."""
 
     def __init__(self, agent: Agent, seed: int | None, show: Show) -> None:
-        self._agent = agent
+        self._session = Session(agent)
         self._seed = secrets.randbelow(2**31) if seed is None else seed
         self._show = show
-        self._history: list[Message] = []
 
     def loop(self) -> None:
         """Until :exit, Ctrl-D, or Ctrl-C at the prompt."""
@@ -63,7 +63,7 @@ class Chat:
             case ["history" | "his"]:
                 self._print_history()
             case ["clear" | "cl" | "clear-history" | "clh" | "clear-his"]:
-                self._history.clear()
+                self._session.clear()
                 click.echo("The conversation is forgotten.")
             case ["seed"]:
                 click.echo(f"The seed is {self._seed}.")
@@ -75,21 +75,22 @@ class Chat:
         return True
 
     def _answer(self, question: str) -> None:
-        self._agent.generation = replace(self._agent.generation, seed=self._seed)
+        agent = self._session.agent
+        self._session.agent = replace(agent, generation=replace(agent.generation, seed=self._seed))
         try:
-            result = self._show(self._agent, question, self._history)
-        except KeyboardInterrupt:
+            result = self._show(self._session.stream(question))
+        except (KeyboardInterrupt, click.Abort):
             click.echo("\nStopped; this turn is forgotten.", err=True)
-            return
         except QwenAgentError as error:
             click.secho(f"Error: {error}", fg="red", err=True)
-            return
-        self._history += self._agent.turn(question, result)
+        else:
+            if result.stop_reason is StopReason.PAUSED:
+                click.echo("That call needs your approval, and there is no terminal to ask on; forgotten.", err=True)
 
     def _print_history(self) -> None:
-        if not self._history:
+        if not self._session.history:
             click.echo("Nothing has been said yet.")
-        for message in self._history:
+        for message in self._session.history:
             click.secho(f"{message.role.value.capitalize()}:", bold=True)
             click.echo(printable(message.content))
 

@@ -1,24 +1,29 @@
-"""The command line: run, chat, tools, doctor. The only place that prints and that reads the environment."""
+"""The command line: run, chat, resume, replay, tools, doctor. The only place that prints and reads the environment."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qwen_agent import __version__
-from qwen_agent.display import Transcript, as_json, loading, summary
+from qwen_agent.assemble import TOOL_NAMES, build_agent, builtin_tool, rebuild_agent
+from qwen_agent.display import Transcript, as_json, ask_person, summary
 from qwen_agent.errors import InputError, QwenAgentError
-from qwen_agent.types import AgentResult, Finished, Message, StopReason
+from qwen_agent.types import AgentResult, Event, Finished, StopReason
 
-TOOL_NAMES = ("calculator", "search", "code_interpreter")
+if TYPE_CHECKING:
+    from qwen_agent.react import Agent
+
 _HELP = {"help_option_names": ["-h", "--help"]}
 _NOT_FINISHED = 3  # exit code of a run that ended without an answer of the model's own making
+_DRIFT = 4  # exit code of a replay that is not what its log says
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,47 +52,68 @@ def cli() -> None:
     """A tool-using ReAct agent on your own machine."""
 
 
-def _agent_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(
-        (
-            click.option("--model", default="embedded", show_default=True, help="embedded, a folder, or a hub id."),
-            click.option("--device", help="cpu or cuda.  [default: cuda if there is one]"),
-            click.option("--dtype", help="float32, bfloat16 or float16.  [default: what is fast on the device]"),
-            click.option("--offline", is_flag=True, help="Use only models that are already downloaded."),
-            click.option("--tools", "tool_names", help="Tools by name, with commas; 'none' for none.  [default: auto]"),
-            click.option("--docs", type=click.Path(path_type=Path), help="Folder of text and Markdown for search."),
-            click.option("--max-steps", default=8, show_default=True, type=click.IntRange(0), help="Most tool calls."),
-            click.option("--max-new-tokens", default=512, show_default=True, type=click.IntRange(1), help="Per step."),
-            click.option(
-                "--temperature", default=0.0, show_default=True, type=click.FloatRange(0), help="0 is greedy."
-            ),
-            click.option("--top-p", default=1.0, show_default=True, type=click.FloatRange(0, 1, min_open=True)),
-            click.option("--seed", type=int, help="For sampling."),
-            click.option("--system", help="The system message."),
-        )
-    ):
-        command = option(command)
-    return command
+Command = Callable[..., Any]
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+_place_options = _options(
+    click.option("--device", help="cpu or cuda.  [default: cuda if there is one]"),
+    click.option("--dtype", help="float32, bfloat16 or float16.  [default: what is fast on the device]"),
+    click.option("--offline", is_flag=True, help="Use only models that are already downloaded."),
+    click.option("--docs", type=click.Path(path_type=Path), help="Folder of text and Markdown for search."),
+)
+_agent_options = _options(
+    click.option("--model", default="embedded", show_default=True, help="embedded, a folder, or a hub id."),
+    _place_options,
+    click.option("--tools", "tool_names", help="Tools by name, with commas; 'none' for none.  [default: auto]"),
+    click.option("--ask", multiple=True, metavar="TOOL", help="Ask before each call of this tool. Repeatable."),
+    click.option("--deny", multiple=True, metavar="TOOL", help="Refuse each call of this tool. Repeatable."),
+    click.option("--max-steps", default=8, show_default=True, type=click.IntRange(0), help="Most steps with a call."),
+    click.option("--max-tool-calls", type=click.IntRange(0), help="Most calls that reach a tool.  [default: no limit]"),
+    click.option("--max-seconds", type=click.FloatRange(0), help="Then it has to answer.  [default: no limit]"),
+    click.option("--max-new-tokens", default=512, show_default=True, type=click.IntRange(1), help="Per step."),
+    click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0), help="0 is greedy."),
+    click.option("--top-p", default=1.0, show_default=True, type=click.FloatRange(0, 1, min_open=True)),
+    click.option("--seed", type=int, help="For sampling."),
+    click.option("--system", help="The system message."),
+)
+_json_option = click.option(
+    "--json", "json_output", is_flag=True, help="Print one JSON object instead of a transcript."
+)
+_log_argument = click.argument("log_file", metavar="LOG", type=click.Path(path_type=Path))
 
 
 @cli.command()
 @click.argument("question")
 @_agent_options
-@click.option("--json", "json_output", is_flag=True, help="Print one JSON object instead of a transcript.")
-def run(question: str, json_output: bool, **options: Any) -> int:
+@click.option("--log", "log_file", type=click.Path(path_type=Path), help="Write the run to this file as it happens.")
+@_json_option
+def run(question: str, log_file: Path | None, json_output: bool, **options: Any) -> int:
     """Answer QUESTION, using tools where they help.
 
     The exit code is 0 only if the model reached a final answer by itself.
     """
     if not question.strip():
         raise InputError('the question is empty: qwen-agent run "How tall is the Eiffel Tower?" --docs DIR')
-    agent = _build_agent(quiet=json_output, **options)
-    result = _show(agent, question, (), quiet=json_output)
-    if json_output:
-        click.echo(json.dumps(as_json(question, result), ensure_ascii=False, indent=2))
-    else:
-        click.secho(summary(result), dim=True, err=True)
-    return 0 if result.stop_reason is StopReason.FINAL_ANSWER else _NOT_FINISHED
+    with contextlib.ExitStack() as stack:
+        log = None
+        if log_file is not None:
+            from qwen_agent.records.log import RunLog
+
+            log = stack.enter_context(RunLog(log_file))
+        agent = _with_a_person(build_agent(quiet=json_output, **options))
+        events = agent.stream(question)
+        with _resumable(log_file):
+            result = _show(events if log is None else log.record(events), quiet=json_output)
+    return _report(question, result, log_file, json_output)
 
 
 @cli.command()
@@ -96,7 +122,59 @@ def chat(**options: Any) -> None:
     """Talk to the agent. :help lists the commands."""
     from qwen_agent.chat import Chat
 
-    Chat(_build_agent(quiet=False, **options), options["seed"], _show).loop()
+    Chat(_with_a_person(build_agent(quiet=False, **options)), options["seed"], _show).loop()
+
+
+@cli.command()
+@_log_argument
+@click.option("--approve/--refuse", "approved", default=None, help="Decide about the call that the run waits for.")
+@click.option("--model", help="Where the model is now.  [default: as in the log]")
+@_place_options
+@_json_option
+def resume(log_file: Path, approved: bool | None, json_output: bool, **options: Any) -> int:
+    """Go on with the run of LOG, which was killed, interrupted or paused.
+
+    The agent is built again as the log describes it; --docs has to be given again.
+    """
+    from qwen_agent.records.log import RunLog, read_log
+    from qwen_agent.records.replay import changes
+
+    past = read_log(log_file)
+    past.check_resumable(approved)
+    if past.waiting is not None and approved is None and not sys.stdin.isatty():
+        raise InputError(f"{log_file}: a call of {past.waiting.name} waits for a decision: add --approve or --refuse")
+    agent = _with_a_person(rebuild_agent(past.started.agent, quiet=json_output, **options))
+    if past.torn:
+        click.secho("The last line was half-written; what it said happens again.", dim=True, err=True)
+    for change in changes(past, agent):
+        click.secho(f"Not as in the log: {change}", fg="yellow", err=True)
+    with RunLog.resumed(log_file, approved=approved) as log, _resumable(log_file):
+        result = _show(log.record(agent.resume(log.facts)), quiet=json_output)
+    return _report(past.started.question, result, log_file, json_output)
+
+
+@cli.command()
+@_log_argument
+@click.option("--lenient", is_flag=True, help="Go on where the run parts from its log, with what fits best.")
+@_json_option
+def replay(log_file: Path, lenient: bool, json_output: bool) -> int:
+    """Repeat the run of LOG without its model and tools, and say where this version does something else.
+
+    The exit code is 0 if it repeats itself and 4 if it does not.
+    """
+    from qwen_agent.records.log import read_log
+    from qwen_agent.records.replay import replay as repeat
+
+    log = read_log(log_file)
+    done = repeat(log, strict=not lenient)
+    if json_output:
+        run = as_json(log.started.question, done.result) if done.result is not None else None
+        drift = [{name: getattr(entry, name) for name in entry.__slots__} for entry in done.drift]
+        click.echo(json.dumps({"same": done.same, "drift": drift, "run": run}, ensure_ascii=False, indent=2))
+    else:
+        _print(done.events)
+        click.secho(done.report(), err=True, **({"dim": True} if done.same else {"fg": "yellow"}))
+    return 0 if done.same else _DRIFT
 
 
 @cli.command()
@@ -105,7 +183,7 @@ def tools(docs: Path | None) -> None:
     """List the built-in tools, and what is missing for those that cannot run here."""
     for name in TOOL_NAMES:
         try:
-            built = _tool(name, docs)
+            built = builtin_tool(name, docs)
         except QwenAgentError as error:
             click.echo(f"{click.style(name, bold=True)}: not available: {error}")
             continue
@@ -129,73 +207,51 @@ def doctor() -> int:
     return worst
 
 
-def _show(agent: Any, question: str, history: Sequence[Message], *, quiet: bool = False) -> AgentResult:
+def _with_a_person(agent: Agent) -> Agent:
+    """The agent, which asks on the terminal before calls that need it. Without a terminal its run pauses there."""
+    from dataclasses import replace
+
+    return replace(agent, approve=ask_person) if sys.stdin.isatty() else agent
+
+
+def _show(events: Iterable[Event], *, quiet: bool = False) -> AgentResult:
     """Stream one run to the terminal and return its result."""
     transcript = Transcript()
-    for event in agent.stream(question, history):
-        if isinstance(event, Finished):
-            if not quiet:
-                transcript.end()
-            return event.result
+    for event in events:
         if not quiet:
             transcript.show(event)
+        if isinstance(event, Finished):
+            return event.result
     raise AssertionError("a stream of events always ends with Finished")
 
 
-def _build_agent(
-    *,
-    quiet: bool,
-    model: str,
-    device: str | None,
-    dtype: str | None,
-    offline: bool,
-    tool_names: str | None,
-    docs: Path | None,
-    max_steps: int,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int | None,
-    system: str | None,
-) -> Any:
-    # Tools first: a wrong name or folder should not wait for a model to load.
-    chosen = [_tool(name, docs, brief=model == "embedded") for name in _chosen_names(tool_names, docs)]
-    from qwen_agent.llm.config import GenerationConfig
-    from qwen_agent.prompt import DEFAULT_SYSTEM
-    from qwen_agent.react import Agent
-
-    generation = GenerationConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    with loading(model, quiet=quiet) as progress:
-        from qwen_agent.llm.local import load_runtime
-
-        runtime = load_runtime(model, device=device, dtype=dtype, offline=offline, progress=progress)
-    return Agent(runtime, chosen, system=system or DEFAULT_SYSTEM, generation=generation, max_steps=max_steps)
+def _print(events: Iterable[Event]) -> None:
+    """Print a run that may have been broken off."""
+    transcript = Transcript()
+    for event in events:
+        transcript.show(event)
+    transcript.end()
 
 
-def _chosen_names(asked: str | None, docs: Path | None) -> list[str]:
-    if asked is None:
-        return ["search", "calculator"] if docs is not None else ["calculator"]
-    names = [name.strip() for name in asked.split(",") if name.strip()]
-    if names == ["none"]:
-        return []
-    for name in names:
-        if name not in TOOL_NAMES:
-            raise InputError(f"there is no tool {name!r}: choose from {', '.join(TOOL_NAMES)}, or 'none'")
-    return list(dict.fromkeys(names))
+def _report(question: str, result: AgentResult, log_file: Path | None, json_output: bool) -> int:
+    if json_output:
+        click.echo(json.dumps(as_json(question, result), ensure_ascii=False, indent=2))
+    else:
+        click.secho(summary(result), dim=True, err=True)
+    if result.stop_reason is StopReason.PAUSED:
+        command = f"qwen-agent resume {log_file} --approve (or --refuse)"
+        hint = f"go on with: {command}" if log_file else "with --log FILE it could be gone on with"
+        click.echo(
+            f"Paused before a call that needs your approval, and there is no terminal to ask on; {hint}", err=True
+        )
+    return 0 if result.stop_reason is StopReason.FINAL_ANSWER else _NOT_FINISHED
 
 
-def _tool(name: str, docs: Path | None, *, brief: bool = False) -> Any:
-    """A built-in tool by name. ``brief`` is for the embedded model, which reads one short passage better than three."""
-    if name == "calculator":
-        from qwen_agent.tools.calculator import calculator
-
-        return calculator
-    if name == "search":
-        from qwen_agent.tools.search import search_documents
-
-        if docs is None:
-            raise InputError("search needs a folder of documents: add --docs DIR")
-        return search_documents(docs, results=1, chars=120) if brief else search_documents(docs)
-    from qwen_agent.tools.code_interpreter import code_interpreter
-
-    return code_interpreter()
+@contextlib.contextmanager
+def _resumable(log_file: Path | None) -> Any:
+    try:
+        yield
+    except (KeyboardInterrupt, click.Abort):
+        if log_file is not None:
+            click.echo(f"\nGo on with: qwen-agent resume {log_file}", err=True, nl=False)
+        raise

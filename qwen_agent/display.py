@@ -10,7 +10,18 @@ from typing import Any
 import click
 
 from qwen_agent.prompt import printable
-from qwen_agent.types import AgentResult, Delta, Event, Step, StopReason, ToolFinished, Usage
+from qwen_agent.types import (
+    AgentResult,
+    ApprovalNeeded,
+    Delta,
+    Event,
+    Finished,
+    Step,
+    StopReason,
+    ToolCall,
+    ToolFinished,
+    Usage,
+)
 
 _LABELS = {
     "thought": ("Thought:", "bright_black"),
@@ -36,6 +47,8 @@ class Transcript:
                 colour = "yellow" if result.ok else "red"
                 click.echo(click.style("Observation: ", fg=colour, bold=True) + printable(result.content))
                 self._part = None
+            case ApprovalNeeded() | Finished():
+                self.end()
 
     def end(self) -> None:
         self._fresh_line()
@@ -74,16 +87,30 @@ def loading(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def ask_person(call: ToolCall) -> bool:
+    """Ask on the terminal whether a call may be made. Raises click.Abort on Ctrl-C."""
+    arguments = call.raw if call.arguments is None else "\n".join(f"  {k}: {v}" for k, v in call.arguments.items())
+    click.secho(f"{call.name} is to be called with\n{printable(arguments)}", fg="yellow", err=True)
+    return click.confirm("Allow it?", default=False, err=True)
+
+
 def summary(result: AgentResult) -> str:
-    """One line about what a run cost, and why it ended if not by itself."""
-    usage = result.usage
+    """One line about what a run cost, why it ended if not by itself, and how far its steps can be trusted."""
+    usage, steps = result.usage, result.steps
     speed = usage.generated_tokens / usage.decode_seconds if usage.decode_seconds else 0.0
-    ended = "" if result.stop_reason is StopReason.FINAL_ANSWER else f"stopped: {result.stop_reason.value}; "
-    return (
-        f"{ended}{sum(step.call is not None for step in result.steps)} tool calls; read {usage.prefilled_tokens} of "
-        f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} from the cache); wrote {usage.generated_tokens} "
-        f"tokens at {speed:.0f}/s"
+    chances = [_chance(step) for step in steps if step.confidence is not None]
+    invented = sum(step.invented for step in steps)
+    repairs = sum(len(_repairs(step)) for step in steps)
+    parts = (
+        "" if result.stop_reason is StopReason.FINAL_ANSWER else f"stopped: {result.stop_reason.value}",
+        f"{sum(step.call is not None for step in steps)} tool calls",
+        f"read {usage.prefilled_tokens} of {usage.prompt_tokens} prompt tokens ({usage.cached_tokens} from the cache)",
+        f"wrote {usage.generated_tokens} tokens at {speed:.0f}/s",
+        f"confidence {' '.join(f'{chance:.2f}' for chance in chances)}" if chances else "",
+        f"{invented} invented observations cut" if invented else "",
+        f"{repairs} repairs" if repairs else "",
     )
+    return "; ".join(part for part in parts if part)
 
 
 def as_json(question: str, result: AgentResult) -> dict[str, Any]:
@@ -97,18 +124,32 @@ def as_json(question: str, result: AgentResult) -> dict[str, Any]:
     }
 
 
+def _chance(step: Step) -> float:
+    """What the model thought of doing what it then did."""
+    assert step.confidence is not None
+    return step.confidence.answer if step.call is None else step.confidence.tools.get(step.call.name, 0.0)
+
+
+def _repairs(step: Step) -> list[str]:
+    return [*step.repairs, *(step.call.repairs if step.call is not None else ())]
+
+
 def _step_json(step: Step) -> dict[str, Any]:
     shown: dict[str, Any] = {"thought": step.thought}
     if step.call is not None:
         shown["action"] = step.call.name
         shown["action_input"] = step.call.raw if step.call.arguments is None else dict(step.call.arguments)
-        shown["repairs"] = list(step.call.repairs)
     if step.result is not None:
         shown["observation"] = step.result.content
         shown["ok"] = step.result.ok
         shown["seconds"] = round(step.result.seconds, 4)
+    shown["repairs"] = _repairs(step)
+    shown["invented_observations"] = step.invented
     if step.discarded:
         shown["discarded"] = step.discarded
+    if step.confidence is not None:
+        tools = {name: round(chance, 4) for name, chance in step.confidence.tools.items()}
+        shown["confidence"] = {"answer": round(step.confidence.answer, 4), "tools": tools}
     return shown
 
 

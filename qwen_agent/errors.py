@@ -9,6 +9,7 @@ QwenAgentError
 │   └── UnsupportedModel  a model we do not implement
 ├── ToolError             a tool's own failure, worded for the model that called it
 ├── SandboxUnavailable    code cannot be run safely here
+├── Drift                 a run does not repeat what its log says
 └── MissingDependency     an optional package is not installed
 """
 
@@ -57,6 +58,10 @@ class ToolError(QwenAgentError):
 
 class SandboxUnavailable(QwenAgentError):
     """Code cannot be run safely on this machine; the message names the remedy."""
+
+
+class Drift(QwenAgentError):
+    """A run that was to repeat its log did something else: the agent, a tool or the model is not what it was."""
 
 
 class MissingDependency(QwenAgentError):

@@ -1,7 +1,10 @@
-"""Model text -> thought, action, action input or final answer. Pure, incremental, and it never raises on any text.
+"""Model text -> thought, action, action input or final answer. Pure, incremental; no text makes it raise.
 
-The first action wins. Whatever follows it (an invented observation, a second action, a made-up answer) is kept apart
-as ``discarded``: counted, never believed.
+For models that nothing holds to the format: markers are read in the spellings that models give them, and calls also in
+the forms of other formats. Each liberty is named in ``Parsed.repairs``. A tool is never guessed from prose.
+
+The first action wins. What follows it (an invented observation, a second action, a made-up answer) is kept apart as
+``discarded``: counted, never believed, never shown.
 """
 
 from __future__ import annotations
@@ -9,33 +12,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import json5
-
+from qwen_agent.arguments import TEXT_AFTER, Found, read_object, unfenced
 from qwen_agent.types import Delta
 
 Part = Literal["thought", "action", "action_input", "final_answer"]
-
-# A marker stands at the start of a line, in any case, with an ASCII or a full-width colon.
-_PARTS: Mapping[str, Part | None] = {
-    "thought": "thought",
-    "action": "action",
-    "action input": "action_input",
-    "final answer": "final_answer",
-    "observation": None,
-    "question": None,
-}
-_COLONS = ":\uff1a"
-_LONGEST = max(map(len, _PARTS)) + 4  # with some spaces and the colon
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
     """One model output, taken apart. ``action`` is None if there is none; then ``answer`` may be.
 
-    ``kept`` is the text up to the end of what is believed; ``discarded`` the rest.
+    ``kept`` is the text up to the end of what is believed, ``discarded`` the rest: together they are the output.
+    ``repairs`` names each liberty taken in reading it; ``invented`` counts the observations in ``discarded``.
     """
 
     thought: str
@@ -44,108 +35,144 @@ class Parsed:
     answer: str | None
     kept: str
     discarded: str
+    repairs: tuple[str, ...] = ()
+    invented: int = 0
 
 
 class StepParser:
     """Feed text as it comes; get Deltas for display. ``finish`` gives the whole.
 
     ``first`` is the part that text without a marker belongs to: "thought" in a ReAct turn, "final_answer" in a chat
-    without tools.
+    without tools, where no marker is looked for. How the text is cut into pieces makes no difference.
     """
 
     def __init__(self, first: Part = "thought") -> None:
-        self._part: Part | None = first
-        self._texts: dict[Part, str] = {}
-        self._line = ""  # the start of a line that may still become a marker
-        self._at_line_start = True
         self._markers = first != "final_answer"
-        self._kept = ""
-        self._discarded = ""
-        self._closed = False  # an action input or an answer is over: what follows is not believed
+        self._held = "\n"  # the last character that was read, and what may still become a marker
+        self._part: Part | None = first  # None in a question that the model repeats: no part of the step
+        self._texts: dict[Part, list[str]] = {}
+        self._opened: dict[Part, str] = {}  # emphasis that a part's marker opened and did not close
+        self._fenced = False  # a code fence was opened round the step
+        self._kept: list[str] = []
+        self._discarded: list[str] = []
+        self._closed = False  # the step is over: what follows is not believed
+        self._invented = 0
+        self._repairs: dict[str, None] = {}  # a set that keeps the order
 
     def feed(self, text: str) -> list[Delta]:
         """Consume text; return what of it can be shown now."""
-        deltas: list[Delta] = []
-        for piece in text.splitlines(keepends=True):
-            deltas += self._feed_piece(piece)
-        return _merged(deltas)
+        return self._read(text) if self._markers else self._emit(text)
 
     def finish(self) -> tuple[list[Delta], Parsed]:
         """The end of the output: what was still held back, and the step."""
-        held, self._line = self._line, ""
-        deltas = self._emit(held)
-        get = self._texts.get
-        action = _clean_name(get("action", "")) if "action" in self._texts else None
-        answer = get("final_answer")
+        deltas = self._read("", final=True) if self._markers else []
+        texts = {part: self._text(part) for part in self._texts}
         parsed = Parsed(
-            thought=get("thought", "").strip(),
-            action=action,
-            action_input=get("action_input", "").strip(),
-            answer=None if answer is None else answer.strip(),
-            kept=self._kept,
-            discarded=self._discarded,
+            thought=texts.get("thought", ""),
+            action=texts.get("action"),
+            action_input=texts.get("action_input", ""),
+            answer=texts.get("final_answer"),
+            kept="".join(self._kept),
+            discarded="".join(self._discarded),
+            repairs=tuple(self._repairs),
+            invented=self._invented,
         )
-        return deltas, parsed
+        return deltas, _with_call(parsed) if self._markers else parsed
 
-    def _feed_piece(self, piece: str) -> list[Delta]:
-        """One line or a part of one (a newline is at most at its end)."""
-        if self._at_line_start and self._markers:
-            self._line += piece
-            if _may_become_marker(self._line):
-                return []
-            piece, self._line = self._line, ""
-            marker = _marker(piece)
-            if marker is not None:
-                name, head, piece = marker
-                self._enter(_PARTS[name], head)
-        self._at_line_start = piece.endswith("\n")
-        return self._emit(piece)
+    def _read(self, text: str, final: bool = False) -> list[Delta]:
+        """Emit the text before each marker, and enter what the marker opens; hold back an unfinished one."""
+        text = self._held + text
+        deltas: list[Delta] = []
+        at = 1
+        while match := _MARKER[self._part == "action"].search(text, at):
+            marker = _marker(match, final)
+            if marker is None:
+                break
+            deltas += self._emit(text[at : match.start()])
+            deltas += self._enter(marker)
+            at = match.start() + len(marker.text)
+        end = match.start() if match else len(text) if final else _unfinished(text, at, self._part)
+        deltas += self._emit(text[at:end])
+        self._held = text[end - 1 :]
+        return _merged(deltas)
 
-    def _enter(self, part: Part | None, head: str) -> None:
-        """A marker: decide whether what follows is believed. ``head`` is the marker's own text."""
-        over = {"action_input", "final_answer"} & self._texts.keys()
-        repeated = part == "action" and "action" in self._texts
-        if self._closed or over or repeated or part is None:
-            self._closed = True
-            self._discarded += head
-            return
-        self._part = part
-        self._kept += head
-        self._texts.setdefault(part, "")
+    def _enter(self, marker: _Marker) -> list[Delta]:
+        """Open the marker's part, or close the step if the part may not stand here."""
+        self._invented += marker.name == "observation"
+        if self._closed:
+            self._discarded.append(marker.text)
+            return []
+        deltas: list[Delta] = []
+        if marker.fence and marker.name != self._part and self._in_fence():  # a closing fence: it belongs to the part
+            deltas = self._emit(marker.fence)
+            marker = replace(marker, text=marker.text[len(marker.fence) :], fence="")
+        if marker.name == "final_answer":
+            self._forget_no_action()
+        if self._may_follow(marker.name):
+            self._open(marker)
+        else:
+            self._close(marker)
+        return deltas
+
+    def _open(self, marker: _Marker) -> None:
+        self._kept.append(marker.text)
+        self._part = _PARTS[marker.name]
+        if self._part is not None:
+            self._texts.setdefault(self._part, [])
+            self._opened[self._part] = marker.opened
+        self._fenced = self._fenced or bool(marker.fence)
+        self._note(*marker.liberties())
+
+    def _close(self, marker: _Marker) -> None:
+        self._discarded.append(marker.text)
+        self._closed = True
+        if marker.inline:
+            self._note(f"the text was cut in the middle of a line, at {marker.text}")
+
+    def _may_follow(self, name: str) -> bool:
+        """True if a part may stand where it does."""
+        if name == "question":  # some models begin by repeating it
+            return not any(piece.strip() for piece in self._kept)
+        if name == "observation" or "action_input" in self._texts or "final_answer" in self._texts:
+            return False
+        return name not in ("action", "final_answer") or "action" not in self._texts
+
+    def _forget_no_action(self) -> None:
+        """Before an answer, "Action: None" is no action."""
+        if "action" in self._texts and _cleaned(self._text("action")).lower() in _NO_ACTION:
+            del self._texts["action"]
+            self._texts.pop("action_input", None)
+            self._note("an action that says there is none was left out")
 
     def _emit(self, text: str) -> list[Delta]:
         if not text:
             return []
-        if self._closed or self._part is None:
-            self._discarded += text
+        if self._closed:
+            self._discarded.append(text)
             return []
-        self._kept += text
-        self._texts[self._part] = self._texts.get(self._part, "") + text
+        self._kept.append(text)
+        if self._part is None:
+            return []
+        self._texts.setdefault(self._part, []).append(text)
         return [Delta(self._part, text)]
 
+    def _in_fence(self) -> bool:
+        pieces = self._texts.get(self._part, []) if self._part is not None else []
+        return "".join(pieces).count("```") % 2 == 1
 
-def _marker(line: str) -> tuple[str, str, str] | None:
-    """(name, the marker's text, the rest) if the line begins with a marker."""
-    head, rest = _split_at_colon(line)
-    if head is None:
-        return None
-    name = " ".join(head[:-1].lower().split())
-    return (name, head, rest) if name in _PARTS else None
+    def _text(self, part: Part) -> str:
+        """The whole text of a part, without the end of what was opened before it."""
+        text = "".join(self._texts[part]).strip()
+        if self._fenced and part == self._part and text.endswith("```") and text.count("```") % 2:
+            text = text[:-3].rstrip()
+        opened = self._opened.get(part)
+        if opened and text.endswith(opened):
+            text = text.removesuffix(opened).rstrip()
+            self._note(f"the {opened} round a part was removed")
+        return text
 
-
-def _split_at_colon(line: str) -> tuple[str | None, str]:
-    for at, char in enumerate(line[: _LONGEST + 1]):
-        if char in _COLONS:
-            return line[: at + 1], line[at + 1 :]
-    return None, line
-
-
-def _may_become_marker(line: str) -> bool:
-    """True while the line, not yet complete, is the beginning of some marker without its colon."""
-    if line.endswith("\n") or len(line) > _LONGEST or _split_at_colon(line)[0] is not None:
-        return False
-    start = " ".join(line.lower().split())
-    return any(name.startswith(start) for name in _PARTS)
+    def _note(self, *repairs: str) -> None:
+        self._repairs.update(dict.fromkeys(repairs))
 
 
 def _merged(deltas: list[Delta]) -> list[Delta]:
@@ -158,99 +185,253 @@ def _merged(deltas: list[Delta]) -> list[Delta]:
     return merged
 
 
-def _clean_name(name: str) -> str:
-    return name.strip().strip("`*[]\"' ").removesuffix("()")
+# ---- markers --------------------------------------------------------------------------------------------------------
+# A marker stands at the start of a line, in any case, in Markdown's decoration, before an ASCII or a full-width colon.
+# A code fence on the line before it is part of it. Two are also read in the middle of a line: "Observation:" as the
+# prompt spells it, because no text may show one, and "Action Input:" behind the action.
 
+_SPELLINGS: Mapping[str, tuple[str, ...]] = {
+    "thought": ("Thought", "思考"),
+    "action": ("Action", "行动"),
+    "action_input": ("Action Input", "行动输入"),
+    "observation": ("Observation", "观察"),
+    "final_answer": ("Final Answer", "最终答案"),
+    "question": ("Question",),
+}
+_PARTS: Mapping[str, Part | None] = {
+    "thought": "thought",
+    "action": "action",
+    "action_input": "action_input",
+    "final_answer": "final_answer",
+    "observation": None,
+    "question": None,
+}
+_LONGEST = 100  # characters; no marker with its fence and decoration is longer
 
-# ---- arguments -----------------------------------------------------------------------------------------------------
-
-_FENCE = re.compile(r"^```[\w+-]*[ \t]*\n?(.*?)\n?(?:```.*)?$", re.DOTALL)
-_MOST_JSON5 = 20_000  # characters; the JSON5 reader is slow, and longer text is not a small slip
+# Every repetition has a limit: what may still become a marker is short. Lists are patterns item by item, so that a
+# second pattern can be made of them which matches what may still become a match of the first.
+_BLANK = r"[ \t\r\xa0\u3000]"
+_MARKUP = r"[ \t\r\xa0\u3000*_#>`]"
+_LEAD = _MARKUP + "{0,24}"
+_TAIL = [_MARKUP + "{0,8}", "[:\uff1a]"]
+_FENCE = [r"[ \t]{0,4}", "`", "`", "`", r"[\w+-]{0,16}", r"[ \t\r]{0,4}", r"\n"]
 
 
 @dataclass(frozen=True, slots=True)
-class Arguments:
-    """Arguments read from an action input, with what had to be mended; or why they could not be read."""
+class _Marker:
+    """A marker as it was written. ``opened`` is emphasis round it that is not closed again."""
 
-    values: dict[str, Any] | None
-    repairs: tuple[str, ...] = ()
-    problem: str = ""
+    name: str
+    text: str
+    fence: str = ""
+    opened: str = ""
+    inline: bool = False
 
-
-def read_arguments(raw: str, schema: Mapping[str, Any], args_format: Literal["json", "code"] = "json") -> Arguments:
-    """The arguments in ``raw`` for a tool with this JSON Schema.
-
-    JSON as it is; else the mildest mending that works: fences, text after the object, JSON5 (single quotes, trailing
-    commas), missing closing braces, and, for a tool with one string parameter, the bare text.
-    """
-    text, repairs = _unfenced(raw.strip())
-    only = _only_string(schema)
-    if args_format == "code" and only is not None and not text.startswith("{"):
-        return Arguments({only: text})
-    if not text and not schema.get("required"):
-        return Arguments({}, (*repairs, "an empty input was read as no arguments"))
-    values, mended = _object(text)
-    if values is not None:
-        return Arguments(values, repairs + mended)
-    if only is not None and text and not text.startswith(("{", "[")):
-        return Arguments({only: _unquoted(text)}, (*repairs, f"bare text was read as {only}"))
-    return Arguments(None, repairs, _problem(text))
+    def liberties(self) -> list[str]:
+        """What was overlooked in reading it."""
+        plain = f"{_SPELLINGS[self.name][0]}:"
+        written = self.text[len(self.fence) :].strip()
+        repairs = ["a code fence round the step was removed"] if self.fence else []
+        if self.inline:
+            repairs.append(f"{plain} was read in the middle of a line")
+        elif written != plain:
+            repairs.append(f"the marker {written!r} was read as {plain}")
+        return repairs
 
 
-def _unfenced(text: str) -> tuple[str, tuple[str, ...]]:
-    match = _FENCE.match(text)
-    if match is None:
-        return text, ()
-    return match[1].strip(), ("a code fence was removed",)
-
-
-def _only_string(schema: Mapping[str, Any]) -> str | None:
-    properties = schema.get("properties", {})
-    strings = [name for name, entry in properties.items() if entry.get("type", "string") == "string"]
-    required = schema.get("required", [])
-    if len(properties) == 1 and strings:
-        return str(strings[0])
-    return str(required[0]) if len(required) == 1 and required[0] in strings else None
-
-
-def _object(text: str) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-    try:
-        value, end = json.JSONDecoder(strict=False).raw_decode(text)
-        if isinstance(value, dict):
-            return value, ("text after the JSON object was dropped",) if text[end:].strip() else ()
-    except (ValueError, RecursionError):
-        pass
-    if not text.startswith("{") or len(text) > _MOST_JSON5:
-        return None, ()
-    for candidate, repair in _candidates(text):
-        value = _json5(candidate)
-        if isinstance(value, dict):
-            return value, (repair,)
-    return None, ()
-
-
-def _candidates(text: str) -> list[tuple[str, str]]:
-    last = text.rfind("}")
-    found = [(text, "JSON5 was accepted")]
-    if last >= 0:
-        found.append((text[: last + 1], "text after the object was dropped"))
-    found += [(text + tail, f"a missing {tail} was added") for tail in ("}", '"}', "]}", '"]}', "}}", '"}}')]
-    return found
-
-
-def _json5(text: str) -> Any:
-    try:
-        return json5.loads(text)
-    except (ValueError, RecursionError):
+def _marker(match: re.Match[str], final: bool) -> _Marker | None:
+    """The marker in a match of ``_MARKER``; None if it takes more text to tell where it ends."""
+    group = match.lastgroup or ""
+    fence = match["fence"] or ""
+    lead = match.string[match.start() + len(fence) : match.start(group)]
+    tail = match.string[match.end(group) : match.end()]
+    opened = "" if set(tail) & set("*_`") else lead[len(lead.rstrip("*_`")) :]
+    follows = match.string[match.end() : match.end() + len(opened)]
+    if len(follows) < len(opened) and opened.startswith(follows) and not final:
         return None
+    text, opened = (match[0] + opened, "") if follows == opened else (match[0], opened)
+    return _Marker(_INLINE.get(group, group), text, fence, opened, group in _INLINE)
 
 
-def _unquoted(text: str) -> str:
-    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'`" else text
+def _unfinished(text: str, at: int, part: Part | None) -> int:
+    """Where a marker begins that the text may be the beginning of; the text's end if there is none."""
+    match = _UNFINISHED[part == "action"].search(text, max(at, len(text) - _LONGEST))
+    return match.start() if match else len(text)
 
 
-def _problem(text: str) -> str:
-    if not text:
-        return "the action input is empty; give the arguments as a JSON object"
-    start = text if len(text) <= 60 else text[:57] + "..."
-    return f"the action input {start!r} is not a JSON object; give the arguments as one"
+def _items(spelling: str) -> list[str]:
+    return [r"[ \t_-]{0,4}" if letter == " " else letter for letter in spelling]
+
+
+def _begun(items: list[str]) -> str:
+    """A pattern for every beginning of what the items match in a row, the empty one included."""
+    pattern = ""
+    for item in reversed(items):
+        pattern = f"(?:{item}{pattern})?"
+    return pattern
+
+
+def _patterns(in_action: bool) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What finds a marker, and what finds the beginning of one at the end of a text."""
+    named = {name: [_items(spelling) for spelling in spellings] for name, spellings in _SPELLINGS.items()}
+    names = "|".join(f"(?P<{name}>{'|'.join(map(''.join, items))})" for name, items in named.items())
+    starts = "|".join(_begun(items) for each in named.values() for items in each)
+    fence, tail = "".join(_FENCE), "".join(_TAIL)
+    whole = rf"^(?P<fence>{fence})?{_LEAD}(?i:{names}){tail}|(?P<cut>Observation|OBSERVATION){tail}"
+    begun = rf"^(?:{_begun(_FENCE)}|(?:{fence})?{_LEAD}(?i:{starts}|(?:{names}){_begun(_TAIL)}))\Z"
+    begun += rf"|O(?:{_begun([*'bservation', *_TAIL])}|{_begun([*'BSERVATION', *_TAIL])})\Z"
+    if in_action:
+        beside = _items("Action Input")
+        whole += rf"|{_BLANK}[*_`]{{0,3}}(?P<beside>(?i:{''.join(beside)})){tail}"
+        begun += rf"|{_BLANK}[*_`]{{0,3}}(?i:{_begun(beside + _TAIL)})\Z"
+    return re.compile(whole, re.MULTILINE), re.compile(begun, re.MULTILINE)
+
+
+_INLINE = {"cut": "observation", "beside": "action_input"}
+_MARKER, _UNFINISHED = zip(_patterns(in_action=False), _patterns(in_action=True), strict=True)
+
+
+# ---- calls ----------------------------------------------------------------------------------------------------------
+
+_NO_ACTION = ("", "none", "null", "n/a", "na", "no action", "no action needed", "none needed", "无")
+_DECORATION = " \t\r\n`*\"'“”‘’「」【】[]<>()：:，,。.;"
+_NAME = re.compile(r"([^\s(){}\[\]]+)(?:\s*(?:```\w*\s*)?(?=\{)|(?=[(\[]))")
+_KEYWORD = re.compile(r"[^\W\d]\w*\s*=(?!=)")
+_BRACKET = re.compile(r"""[()\[\]{}]|"(?:[^"\\]|\\.)*(?:"|\\?\Z)|'(?:[^'\\]|\\.)*(?:'|\\?\Z)""", re.DOTALL)
+_CALL_KEYS = (("name", "arguments"), ("name", "parameters"), ("action", "action_input"))
+_CALL_OBJECT = re.compile(
+    r"""(?:<tool_call>\s*|^[ \t]*(?:```\w*[ \t]*)?)
+        (?P<object>\{\s*["'“]?(?:name|arguments|parameters|action|action_input)["'”]?\s*[:：])""",
+    re.MULTILINE | re.VERBOSE,
+)
+_OBJECT_END = re.compile(r"\s*(?:</tool_call>|```)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A tool's name and an action input, with what had to be mended to find them."""
+
+    name: str
+    input: str
+    repairs: tuple[str, ...] = ()
+
+
+def _with_call(parsed: Parsed) -> Parsed:
+    """The step with its call in a plain name and an input, in whichever form it was written."""
+    if parsed.action is None and parsed.action_input:
+        parsed = _with_action_beside_thought(parsed)
+    parsed = _with_call_object(parsed) if parsed.action is None else _with_name(parsed, parsed.action)
+    if re.sub(r"[\s_-]", "", parsed.action or "").lower() == "finalanswer":
+        repairs = (*parsed.repairs, "the action Final Answer was read as the answer")
+        return replace(parsed, action=None, action_input="", answer=parsed.action_input, repairs=repairs)
+    return parsed
+
+
+def _with_name(parsed: Parsed, text: str) -> Parsed:
+    """The action's text as a tool's name; arguments that stand beside it become the input, if there is no other."""
+    call = _call_beside(text)
+    if call is not None and not parsed.action_input:
+        repairs = (*parsed.repairs, f"{_start(text)} was read as a call", *call.repairs)
+        return replace(parsed, action=call.name, action_input=call.input, repairs=repairs)
+    line = text.partition("\n")[0].strip()
+    name = call.name if call is not None else _cleaned(line) or line
+    repairs = parsed.repairs if name == text else (*parsed.repairs, f"the name {name} was read from {_start(text)}")
+    return replace(parsed, action=name, repairs=repairs)
+
+
+def _call_beside(text: str) -> _Call | None:
+    """The call in ``name(...)``, ``name[...]``, ``name {...}`` or an object that says both."""
+    text = unfenced(text)[0].lstrip(_DECORATION)
+    if text.startswith("{"):
+        found = read_object(text)
+        return _call_in(found) if found is not None else None
+    match = _NAME.match(text)
+    if match is None or not _cleaned(match[1]):
+        return None
+    name, rest = _cleaned(match[1]), text[match.end() :]
+    if rest.startswith("{"):
+        return _Call(name, rest)
+    inside = _inside(rest)
+    found = read_object(f"{{{inside}}}") if _KEYWORD.match(inside) else None
+    return _Call(name, _json(found.values) if found is not None else inside or "{}")
+
+
+def _inside(text: str) -> str:
+    """What stands between the bracket that the text begins with and the one that closes it."""
+    depth = 0
+    for match in _BRACKET.finditer(text):
+        depth += (match[0] in "([{") - (match[0] in ")]}")
+        if depth == 0:
+            return text[1 : match.start()].strip()
+    return text[1:].rstrip().rstrip(")]").strip()  # an apostrophe, or a bracket that is missing
+
+
+def _with_action_beside_thought(parsed: Parsed) -> Parsed:
+    """``Thought: so Action: name`` on one line: an action, because an input follows it."""
+    line = parsed.thought.rpartition("\n")[2]
+    match = re.search(r"\bAction[ \t]*[:：](.*)\Z", line)
+    if match is None:
+        return parsed
+    thought = parsed.thought[: len(parsed.thought) - len(line) + match.start()].rstrip()
+    repairs = (*parsed.repairs, "Action: was read in the middle of a line")
+    return replace(parsed, thought=thought, action=match[1].strip(), repairs=repairs)
+
+
+def _with_call_object(parsed: Parsed) -> Parsed:
+    """A step without an action whose thought holds a call as an object, alone or in a tag or fence."""
+    match = _CALL_OBJECT.search(parsed.thought)
+    if match is None:
+        return parsed
+    text = parsed.thought[match.start("object") :]
+    found = read_object(text) or read_object(text.partition("</tool_call>")[0])  # the tag hides what is missing
+    call = _call_in(found) if found else None
+    if found is None or call is None:
+        return parsed
+    end = match.start("object") + found.end
+    closing = _OBJECT_END.match(parsed.thought, end)
+    written = parsed.thought[match.start("object") : closing.end() if closing else end]
+    start = parsed.kept.find(written)
+    if start < 0:  # another marker stands inside it
+        return parsed
+    rest = start + len(written)
+    return replace(
+        parsed,
+        thought=_without_last_fence(parsed.thought[: match.start()]),
+        action=call.name,
+        action_input=call.input,
+        answer=None,
+        kept=parsed.kept[:rest],
+        discarded=parsed.kept[rest:] + parsed.discarded,
+        repairs=(*parsed.repairs, "a JSON object was read as a call", *call.repairs),
+    )
+
+
+def _without_last_fence(text: str) -> str:
+    text = text.rstrip()
+    line = text.rpartition("\n")[2]
+    return text.removesuffix(line).rstrip() if line.lstrip().startswith("```") else text
+
+
+def _call_in(found: Found) -> _Call | None:
+    """The call that an object is, in the words of three formats."""
+    repairs = tuple(repair for repair in found.repairs if repair != TEXT_AFTER)
+    for name_key, input_key in _CALL_KEYS:
+        name, given = found.values.get(name_key), found.values.get(input_key)
+        if isinstance(name, str) and _cleaned(name) and isinstance(given, (dict, str)):
+            return _Call(_cleaned(name), given if isinstance(given, str) else _json(given), repairs)
+    return None
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(values, ensure_ascii=False)
+    except RecursionError:  # what could just be read may be too deep to be written
+        return ""
+
+
+def _cleaned(name: str) -> str:
+    return name.strip(_DECORATION)
+
+
+def _start(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

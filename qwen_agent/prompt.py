@@ -16,6 +16,7 @@ from qwen_agent.errors import InputError
 from qwen_agent.types import IM_END, IM_START, Message, Prompt, Role, Text
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
+READ_AGAIN = "read_observation"
 MARKERS = ("Question", "Thought", "Action", "Action Input", "Observation", "Final Answer")
 
 _ARGS_FORMAT = {
@@ -120,13 +121,13 @@ def build(
         spent = count(bare) - count(_turn(Role.SYSTEM, system))
         pairs = fit_history(pairs, system, budget - spent, count)
     *earlier, query = _user_turns(question, [asked for asked, _ in pairs], tools, template)
-    answers = [trimmed(answered) for _, answered in pairs]
+    answers = [answered for _, answered in pairs]
     return chatml(query, list(zip(earlier, answers, strict=True)), system)
 
 
-def chatml(query: str, history: Sequence[tuple[str, str]], system: str) -> Prompt:
+def chatml(query: str, history: Sequence[tuple[str, str | Prompt]], system: str) -> Prompt:
     """ChatML as Qwen's make_context builds it: system, finished pairs, the query, an open assistant turn."""
-    turns = [(Role.SYSTEM, system)]
+    turns: list[tuple[Role, str | Prompt]] = [(Role.SYSTEM, system)]
     for asked, answered in history:
         turns += [(Role.USER, asked), (Role.ASSISTANT, answered)]
     turns.append((Role.USER, query))
@@ -135,11 +136,11 @@ def chatml(query: str, history: Sequence[tuple[str, str]], system: str) -> Promp
 
 
 def fit_history(
-    pairs: Sequence[tuple[str, str]], system: str, budget: int, count: Callable[[Prompt], int]
-) -> list[tuple[str, str]]:
+    pairs: Sequence[tuple[str, str | Prompt]], system: str, budget: int, count: Callable[[Prompt], int]
+) -> list[tuple[str, str | Prompt]]:
     """The newest whole pairs that, with the system turn, stay under ``budget`` tokens (make_context's rule)."""
     total = count(_turn(Role.SYSTEM, system))
-    kept: list[tuple[str, str]] = []
+    kept: list[tuple[str, str | Prompt]] = []
     for asked, answered in reversed(pairs):
         newline = Text("\n")
         total += count((newline, *_turn(Role.USER, asked), newline, *_turn(Role.ASSISTANT, answered)))
@@ -152,6 +153,30 @@ def fit_history(
 def observation(text: str) -> Prompt:
     """What follows a call: the tool's text as an observation, and the beginning of the next thought."""
     return (Text("Observation:"), Text(f" {quote_markers(printable(text))}\n"), Text("Thought:"))
+
+
+def stub(step: int, tokens: int) -> Prompt:
+    """What stands for an old observation when room is needed. ``step`` counts from 1."""
+    return observation(f'[{tokens} tokens left out; {READ_AGAIN} {{"step": {step}}} shows them]')
+
+
+def force_answer(before: str) -> Prompt:
+    """The words that make a model answer now, as they go on after the text ``before``."""
+    lead = " " if before.endswith("Thought:") else "Thought: " if before.endswith("\n") else "\nThought: "
+    return (Text(f"{lead}I now know the final answer.\nFinal Answer:"),)
+
+
+def openings(tools: Iterable[str], before: str) -> tuple[Prompt, ...]:
+    """How a step begins that answers, and how ones begin that call each of the tools, after the text ``before``."""
+    lead = " " if before.endswith("Thought:") else "Thought: "
+    calls = (f"{lead}I should use the {name} API" for name in tools)
+    return tuple((Text(text),) for text in (f"{lead}I now know the final answer", *calls))
+
+
+def ask_for_json(system: str, schema: Mapping[str, Any]) -> str:
+    """The system text, with the demand that the final answer be JSON of this schema."""
+    wanted = json.dumps(schema, ensure_ascii=False)
+    return f"{system}\nThe Final Answer must be one JSON object that fits this schema: {wanted}"
 
 
 def quote_markers(text: str) -> str:
@@ -169,18 +194,25 @@ _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
-def _turn(role: Role, content: str) -> Prompt:
-    return (IM_START, Text(role.value), Text("\n"), Text(content), IM_END)
+def _turn(role: Role, content: str | Prompt) -> Prompt:
+    said = (Text(content),) if isinstance(content, str) else content
+    return (IM_START, Text(role.value), Text("\n"), *said, IM_END)
 
 
-def _pairs(history: Iterable[Message]) -> list[tuple[str, str]]:
+def _pairs(history: Iterable[Message]) -> list[tuple[str, str | Prompt]]:
     turns = list(history)
     roles = [turn.role for turn in turns]
     if len(turns) % 2 or roles != [Role.USER, Role.ASSISTANT] * (len(turns) // 2):
         raise InputError(
             "history must alternate user and assistant turns, beginning with user and ending with assistant"
         )
-    return [(turns[i].content, turns[i + 1].content) for i in range(0, len(turns), 2)]
+    return [(turns[i].content, _said(turns[i + 1])) for i in range(0, len(turns), 2)]
+
+
+def _said(turn: Message) -> str | Prompt:
+    """The turn as the tokens that were written, where nothing has to be trimmed from them."""
+    text = trimmed(turn.content)
+    return turn.written if turn.written and text == turn.content else text
 
 
 def _user_turns(

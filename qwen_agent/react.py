@@ -3,299 +3,420 @@
     prompt -> model -> parser -> tool -> observation -> prompt ...
 
 Only executed tools make observations; nothing the model writes can raise; a run always ends with an answer and a
-StopReason. The state of a run is its prompt, as token ids where the model wrote them, so the runtime's KV cache stays
-valid from step to step.
+StopReason. What comes from outside (the model's words, the tools' results, a person's decisions) enters as facts, so
+a run can be repeated, and gone on with, from its log.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+import dataclasses
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from qwen_agent.errors import ContextOverflow, InputError
+from qwen_agent.limits import Limits
 from qwen_agent.llm.config import GenerationConfig
-from qwen_agent.llm.grammar import ChoiceAfter
-from qwen_agent.llm.runtime import Chunk, Runtime, text_of
-from qwen_agent.parser import Parsed, Part, StepParser, read_arguments
-from qwen_agent.prompt import DEFAULT_SYSTEM, ReActTemplate, build, observation
+from qwen_agent.llm.grammar import Grammar, call_grammar, json_grammar, step_grammar
+from qwen_agent.llm.runtime import Runtime, text_of
+from qwen_agent.loop import context
+from qwen_agent.loop.calls import Approve, observe, permission, read_call, reader
+from qwen_agent.loop.output import OutputType
+from qwen_agent.loop.run import Cancelled, Nothing, Past, Recorded, Run, Turn, call_key
+from qwen_agent.loop.threads import iterate_in_thread
+from qwen_agent.loop.writing import OBSERVATION, Output, Writer
+from qwen_agent.prompt import DEFAULT_SYSTEM, ReActTemplate, build, force_answer, observation, openings
 from qwen_agent.tools.base import Tool, toolbox
 from qwen_agent.types import (
     AgentResult,
+    Compacted,
     Delta,
     Event,
+    Fact,
     Finished,
+    LimitReached,
     Message,
     Prompt,
-    Reading,
     Role,
+    RunStarted,
     Step,
     StepFinished,
     StopReason,
     Text,
     ToolCall,
-    ToolFinished,
     ToolResult,
     ToolStarted,
-    Usage,
 )
 
-OBSERVATION = "Observation:"
-_ANSWER_TOKENS = 256  # kept free in the window for a forced final answer and the words that force it
-_FORCED_TOKENS = 192  # the most that answer may take
-_STEP_TOKENS = 96  # with less room than this before that, another step is not begun
-_FORCED_ANSWER = "I now know the final answer.\nFinal Answer:"
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
-Cancelled = Callable[[], bool]
+_FORCED_TOKENS = 192  # the most that a forced answer may take
+_ANSWERS_SENT_BACK = 2  # how often a final answer that does not fit the output type is returned to the model
 
-
-@dataclass(slots=True)
-class _Run:
-    """What grows while a run goes on."""
-
-    prompt: Prompt
-    opened: int  # segments of the prompt before the assistant's turn
-    steps: list[Step] = field(default_factory=list)
-    usage: Usage = field(default_factory=Usage)
-
-    def transcript(self) -> str:
-        return text_of(self.prompt[self.opened :])
+Happening = Generator[Event, None, bool]  # events, and at the end: is the run over?
 
 
-@dataclass(frozen=True, slots=True)
-class _Output:
-    """One generation: its last chunk and what the parser made of the text."""
-
-    chunk: Chunk
-    parsed: Parsed
-
-
+@dataclass(frozen=True, init=False, eq=False)
 class Agent:
-    """A runtime with tools. It holds no state of a run: use one agent for many questions, from many threads.
+    """A runtime with tools. It is immutable and holds no state of a run: share it between threads.
 
-    ``max_steps`` bounds the tool calls of a run, ``max_tokens`` the tokens it may generate; ``generation`` says how a
-    single step is sampled and how long it may be. At a limit the model is made to answer without further calls.
+    ``tools`` are Tools or typed functions. ``generation`` says how a single step is sampled and how long it may be,
+    ``limits`` how far a run may go. ``tool_choice`` is "auto", "none", "required" (the first step must call a tool) or
+    the name of the tool to call first. ``call_threshold`` moves the balance of "auto" where the runtime can tell how
+    sure the model is: a tool is called exactly if the probability of calling is at least this. ``output_type`` is a
+    pydantic model that the final answer must fit (`AgentResult.output`). ``approve`` is asked before calls of tools
+    whose approval is "ask"; without it such a call pauses the run.
+
+    `dataclasses.replace` makes a changed copy.
     """
+
+    runtime: Runtime
+    tools: Mapping[str, Tool]
+    system: str
+    template: ReActTemplate
+    generation: GenerationConfig
+    limits: Limits
+    tool_choice: str
+    call_threshold: float | None
+    output_type: type[BaseModel] | None
+    approve: Approve | None
 
     def __init__(
         self,
         runtime: Runtime,
-        tools: Iterable[Tool | Callable[..., Any]] = (),
+        tools: Iterable[Tool | Callable[..., Any]] | Mapping[str, Tool] = (),
         *,
         system: str = DEFAULT_SYSTEM,
         template: ReActTemplate = ReActTemplate(),
         generation: GenerationConfig = GenerationConfig(),
-        max_steps: int = 8,
-        max_tokens: int = 4096,
+        limits: Limits = Limits(),
+        tool_choice: str = "auto",
+        call_threshold: float | None = None,
+        output_type: type[BaseModel] | None = None,
+        approve: Approve | None = None,
     ) -> None:
-        if max_steps < 0 or max_tokens < 1:
-            raise InputError(f"max_steps={max_steps} and max_tokens={max_tokens} must be at least 0 and 1")
-        self.runtime = runtime
-        self.tools: Mapping[str, Tool] = toolbox(tools)
-        self.system = system
-        self.template = template
-        self.max_steps = max_steps
-        self.max_tokens = max_tokens
-        self.generation = generation
+        box = toolbox(tools.values() if isinstance(tools, Mapping) else tools)
+        _check(box, tool_choice, call_threshold)
+        values = locals() | {"tools": box}
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, values[field.name])
+        # Derived once, so that a step costs little.
+        typed = OutputType(output_type) if output_type is not None else None
+        derived = {
+            "_typed": typed,
+            "_schema": typed.schema if typed is not None else None,
+            "_writer": Writer(runtime, tuple(box), call_threshold),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "_grammar", step_grammar(box.values(), self._schema) if box else None)
 
-    def run(self, question: str, history: Sequence[Message] = ()) -> AgentResult:
+    if TYPE_CHECKING:
+        _typed: OutputType | None
+        _schema: Mapping[str, Any] | None
+        _writer: Writer
+        _grammar: Grammar | None
+
+    # ---- ways in
+
+    def run(
+        self, question: str, history: Sequence[Message] = (), *, cancelled: Cancelled = lambda: False
+    ) -> AgentResult:
         """Answer a question. Raises InputError if it is empty, ContextOverflow if it does not fit the window."""
-        for event in self.stream(question, history):
-            if isinstance(event, Finished):
-                return event.result
-        raise AssertionError("a stream of events always ends with Finished")
+        return _result(self.stream(question, history, cancelled))
 
     def stream(
         self, question: str, history: Sequence[Message] = (), cancelled: Cancelled = lambda: False
     ) -> Iterator[Event]:
         """The same as typed events, as they happen; the last is Finished.
 
-        ``cancelled`` is asked between tokens; when it says True the run ends with StopReason.CANCELLED. Closing the
-        iterator also stops the generation.
+        ``cancelled`` is asked between tokens and while tools run; when it says True the run ends with
+        StopReason.CANCELLED. Closing the iterator also stops the generation.
         """
-        if not question.strip():
-            raise InputError("the question is empty: ask something")
-        prompt = self._open(question, history)
-        return self._loop(_Run(prompt, len(prompt)), cancelled)
+        return self._start(question, history, Nothing(), cancelled)
+
+    async def arun(self, question: str, history: Sequence[Message] = ()) -> AgentResult:
+        """`run` without blocking the event loop. Cancelling the task cancels the run."""
+        async for event in self.astream(question, history):
+            if isinstance(event, Finished):
+                return event.result
+        raise AssertionError("a stream of events always ends with Finished")
+
+    def astream(self, question: str, history: Sequence[Message] = ()) -> AsyncIterator[Event]:
+        """`stream` without blocking the event loop. It is the same loop, in a thread of its own."""
+        return iterate_in_thread(lambda cancelled: self.stream(question, history, cancelled))
+
+    def resume(self, facts: Iterable[Fact], cancelled: Cancelled = lambda: False) -> Iterator[Event]:
+        """Go on with a run from the facts of its log (see log.py). Its events come again from the beginning.
+
+        Nothing that is known is asked again; a tool that was running when the log broke off runs again. Raises Drift
+        where this agent does not do what the log says, InputError for a log without a beginning.
+        """
+        known = list(facts)
+        if not known or not isinstance(known[0], RunStarted):
+            raise InputError("the log does not begin with the start of a run: nothing can be resumed from it")
+        return self._start(known[0].question, known[0].history, Recorded(known), cancelled)
+
+    def replay(self, past: Past, question: str, history: Sequence[Message]) -> Iterator[Event]:
+        """A run whose past is known in part or in whole; what a cassette is made of."""
+        return self._start(question, history, past, lambda: False)
 
     def turn(self, question: str, result: AgentResult) -> tuple[Message, Message]:
         """A finished run as two messages, to be appended to the history of the next."""
-        return Message(Role.USER, question), Message(Role.ASSISTANT, result.transcript)
+        return Message(Role.USER, question), Message(Role.ASSISTANT, result.transcript, result.written)
 
-    def _loop(self, run: _Run, cancelled: Cancelled) -> Iterator[Event]:
-        while True:
-            room = self._room(run.prompt)
-            limit = self._limit(run, room)
-            if limit is not None:
-                yield from self._conclude(run, limit, cancelled)
-                return
-            output = yield from self._think(run, self._step_config(run, room), cancelled)
-            if output is None:
-                yield _finished(run, "", StopReason.CANCELLED)
-                return
-            if output.parsed.action is None:
-                yield from self._answer(run, output, cancelled)
-                return
-            yield from self._act(run, output)
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides what this agent does, as plain values for a log."""
+        return {
+            "model": self.runtime.name,
+            "system": self.system,
+            "template": dataclasses.asdict(self.template),
+            "tools": [tool.describe() for tool in self.tools.values()],
+            "generation": {
+                key: getattr(self.generation, key)
+                for key in ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop")
+            },
+            "limits": dataclasses.asdict(self.limits),
+            "tool_choice": self.tool_choice,
+            "call_threshold": self.call_threshold,
+            "output_schema": self._schema,
+        }
 
-    def _open(self, question: str, history: Sequence[Message]) -> Prompt:
+    # ---- the loop
+
+    def _start(self, question: str, history: Sequence[Message], past: Past, cancelled: Cancelled) -> Iterator[Event]:
+        if not question.strip():
+            raise InputError("the question is empty: ask something")
         prompt = build(
             question,
             tools=list(self.tools.values()),
             history=history,
-            system=self.system,
+            system=self._typed.asked_for(self.system) if self._typed else self.system,
             template=self.template,
-            budget=self.runtime.window - _ANSWER_TOKENS,
+            budget=self.runtime.window - context.ANSWER_TOKENS,
             count=self.runtime.count_tokens,
         )
-        tokens = self.runtime.count_tokens(prompt)
-        if tokens > self.runtime.window - _ANSWER_TOKENS:
-            raise ContextOverflow(tokens, self.runtime.window)
-        return prompt
+        run = Run(prompt, self.runtime.window, self.limits, past, cancelled)
+        started = past.take(RunStarted, run.digest)
+        if started is None:
+            past.must_have_ended(run.digest)
+            tokens = self.runtime.count_tokens(prompt)
+            if tokens > self.runtime.window - context.ANSWER_TOKENS:
+                raise ContextOverflow(tokens, self.runtime.window)
+            started = RunStarted(question, tuple(history), self.describe(), tokens, self.runtime.window, run.digest)
+        run.tokens = started.tokens
+        return self._loop(run, started)
 
-    def _limit(self, run: _Run, room: int) -> StopReason | None:
+    def _loop(self, run: Run, started: RunStarted) -> Iterator[Event]:
+        yield started
+        over = False
+        while not over:
+            yield from self._make_room(run)
+            if run.cancelled:
+                yield run.finish("", StopReason.CANCELLED)
+                return
+            limit = self._limit(run)
+            if limit is not None:
+                yield limit
+                over = yield from self._conclude(run, limit.reason)
+            elif self._choice(run) == "none":
+                over = yield from self._conclude(run, StopReason.FINAL_ANSWER)
+            else:
+                over = yield from self._step(run)
+
+    def _step(self, run: Run) -> Happening:
+        """Let the model write a step; then act on it, or take it for the answer."""
+        output = yield from self._writer.write(run, self._step_config(run), "thought" if self.tools else "final_answer")
+        if output is None:
+            return False  # cancelled, out of time, or decided otherwise: the loop sees to it
+        if output.parsed.action is not None:
+            return (yield from self._act(run, output))
+        return (yield from self._answer(run, output))
+
+    def _make_room(self, run: Run) -> Iterator[Event]:
+        known = run.past.take(Compacted, run.digest)
+        made = (known, context.stubs_for(run, known)) if known else context.compaction(run, self.runtime.count_tokens)
+        if made is None:
+            return
+        fact, stubs = made
+        run.replace_observations(stubs, fact.tokens)
+        run.reader = run.reader or reader(run)
+        yield fact
+
+    def _limit(self, run: Run) -> LimitReached | None:
         """The limit that has been reached, if any."""
-        if self.tools and len(run.steps) >= self.max_steps:
-            return StopReason.MAX_STEPS
-        if run.usage.generated_tokens >= self.max_tokens:
-            return StopReason.MAX_TOKENS
-        if room < _STEP_TOKENS:
-            return StopReason.CONTEXT_FULL
-        return None
+        known = run.past.take(LimitReached, run.digest)
+        if known is not None:
+            return known
+        limits = run.limits
+        reached = {
+            StopReason.MAX_STEPS: bool(self.tools) and len(run.steps) >= limits.steps,
+            StopReason.MAX_TOOL_CALLS: limits.tool_calls is not None and run.tool_calls >= limits.tool_calls,
+            StopReason.MAX_TOKENS: run.usage.generated_tokens >= limits.tokens,
+            StopReason.MAX_SECONDS: run.expired and not run.past.goes_on,
+            StopReason.CONTEXT_FULL: context.room(run) < context.STEP_TOKENS,
+        }
+        return next((LimitReached(reason, run.digest) for reason, is_so in reached.items() if is_so), None)
 
-    def _room(self, prompt: Prompt) -> int:
-        """Tokens that may still be written before the part of the window that is kept for the answer."""
-        return self.runtime.window - _ANSWER_TOKENS - self.runtime.count_tokens(prompt)
+    def _choice(self, run: Run) -> str:
+        """The tool choice for this step. A demand to call holds until there has been a call."""
+        if not self.tools:
+            return "auto"
+        if self.tool_choice not in ("auto", "none") and run.turns:
+            return "auto"
+        return run.decided or self.tool_choice
 
-    def _step_config(self, run: _Run, room: int) -> GenerationConfig:
-        left = min(self.max_tokens - run.usage.generated_tokens, room)
+    def _step_config(self, run: Run) -> GenerationConfig:
+        left = max(min(run.limits.tokens - run.usage.generated_tokens, context.room(run)), 1)
         config = replace(self.generation, max_new_tokens=min(self.generation.max_new_tokens, left))
         if not self.tools:
-            return config
-        names = ChoiceAfter("Action:", tuple(self.tools))
-        return replace(config, stop=(*config.stop, OBSERVATION), constraint=names)
+            return replace(config, grammar=json_grammar(self._schema)) if self._schema else config
+        choice = self._choice(run)
+        weighed = choice == "auto" and self.tool_choice == "auto"
+        return replace(
+            config,
+            stop=(*config.stop, OBSERVATION),
+            grammar=self._step_grammar(run, choice),
+            choices=openings(self.tools, run.ends_with()) if weighed else (),
+        )
 
-    def _think(
-        self, run: _Run, config: GenerationConfig, cancelled: Cancelled, first: Part = "thought"
-    ) -> Generator[Event, None, _Output | None]:
-        """Generate and parse one output; None if the run was cancelled."""
-        parser = StepParser(first if self.tools else "final_answer")
-        chunks = self.runtime.stream(run.prompt, config)
-        last = Chunk()
-        try:
-            for last in chunks:
-                if last.read is not None:
-                    yield Reading(*last.read)
-                yield from parser.feed(last.text)
-                if cancelled():
-                    return None
-        finally:
-            _close(chunks)
-        held, parsed = parser.finish()
-        yield from held
-        run.usage += last.usage
-        return _Output(last, parsed)
+    def _step_grammar(self, run: Run, choice: str) -> Grammar | None:
+        offered = self._offered(run)
+        if choice == "required":
+            return call_grammar(offered.values())
+        if choice != "auto":
+            return call_grammar([offered[choice]])
+        if run.reader is not None:
+            return step_grammar(offered.values(), self._schema)
+        return self._grammar
 
-    def _act(self, run: _Run, output: _Output) -> Iterator[Event]:
-        """Run the tool that was asked for and put its observation into the prompt."""
-        call = self._read_call(output.parsed)
+    def _offered(self, run: Run) -> Mapping[str, Tool]:
+        return self.tools if run.reader is None else {**self.tools, run.reader.name: run.reader}
+
+    # ---- calls
+
+    def _act(self, run: Run, output: Output) -> Happening:
+        """Have the tool called that was asked for, and put its observation into the prompt."""
+        offered = self._offered(run)
+        call = read_call(output.parsed, offered, output.call_cut_off)
+        tool = offered.get(call.name)
+        asked = 0 if tool is not None and tool.repeatable else run.times_asked(call_key(call))
+        if asked >= run.limits.repeats:
+            yield from self._note_step(run, output, call)
+            limit = run.past.take(LimitReached, run.digest) or LimitReached(StopReason.REPEATED_CALL, run.digest)
+            yield limit
+            return (yield from self._conclude(run, limit.reason))
+        permitted = yield from permission(run, call, tool, self.approve)
+        if permitted is None:
+            yield run.finish("", StopReason.PAUSED)
+            return True
         yield ToolStarted(call)
-        result = self._invoke(call)
-        written = _believed(output)
-        if not text_of(written).endswith("\n"):
-            written += (Text("\n"),)
-        result = self._shortened(run, written, result)
-        run.prompt += written + observation(result.content)
-        parsed = output.parsed
-        step = Step(parsed.thought, call, result, parsed.discarded, output.chunk.usage)
-        run.steps.append(step)
-        yield ToolFinished(call, result)
-        yield StepFinished(step)
+        finished = observe(
+            run, call, tool if permitted else None, asked > 0, output.wrote.tokens, self.runtime.count_tokens
+        )
+        if finished is None:
+            yield run.finish("", StopReason.CANCELLED)
+            return True
+        yield finished
+        newline: Prompt = () if text_of(output.believed).endswith("\n") else (Text("\n"),)
+        written, tokens = output.believed + newline, output.wrote.tokens + len(newline) + finished.tokens
+        run.append(Turn(written, observation(finished.result.content), finished.result, tokens, finished.tokens))
+        yield from self._note_step(run, output, call, finished.result)
+        return False
 
-    def _read_call(self, parsed: Parsed) -> ToolCall:
-        name = parsed.action or ""
-        tool = self.tools.get(name)
-        if tool is None:
-            return ToolCall(name, None, parsed.action_input, problem=self._unknown(name))
-        found = read_arguments(parsed.action_input, tool.parameters, tool.args_format)
-        return ToolCall(name, found.values, parsed.action_input, found.problem, found.repairs)
+    # ---- the answer
 
-    def _unknown(self, name: str) -> str:
-        close = difflib.get_close_matches(name, self.tools, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        return f"there is no tool {name!r}; the tools are {', '.join(self.tools)}.{hint}"
-
-    def _invoke(self, call: ToolCall) -> ToolResult:
-        if call.arguments is None:
-            return ToolResult(f"Error: {call.problem}", ok=False)
-        return self.tools[call.name].invoke(call.arguments)
-
-    def _shortened(self, run: _Run, written: Prompt, result: ToolResult) -> ToolResult:
-        """Halve the observation until it fits the window."""
-        content = result.content
-        while len(content) > 100 and self._room(run.prompt + written + observation(content)) < _STEP_TOKENS:
-            half = len(content) // 4
-            content = f"{content[:half]} ... {content[-half:]}"
-        dropped = result.dropped_chars + max(len(result.content) - len(content), 0)
-        return replace(result, content=content, dropped_chars=dropped)
-
-    def _answer(self, run: _Run, output: _Output, cancelled: Cancelled) -> Iterator[Event]:
+    def _answer(self, run: Run, output: Output) -> Happening:
         """No call: what the model wrote is the answer, if it ended there by itself; else it is asked for one."""
         parsed = output.parsed
-        cut = output.chunk.finish == "length"
-        reason = StopReason.MAX_TOKENS if cut else StopReason.FINAL_ANSWER
-        ended = not cut and output.chunk.stop != OBSERVATION
+        reason = StopReason.MAX_TOKENS if output.cut_off else StopReason.FINAL_ANSWER
+        ended = not output.cut_off and output.wrote.stop != OBSERVATION
         answer = parsed.answer or (parsed.thought if ended else "")
-        run.prompt += _believed(output)
+        if answer and parsed.answer is None:
+            yield Delta("final_answer", answer)
         if answer:
-            yield from self._finish_step(run, output, answer, reason)
-        else:
-            yield from self._conclude(run, reason, cancelled)
+            return (yield from self._accept(run, output, answer, reason))
+        run.end_with(output.believed, output.wrote.tokens)
+        return (yield from self._conclude(run, reason))
 
-    def _conclude(self, run: _Run, reason: StopReason, cancelled: Cancelled) -> Iterator[Event]:
+    def _conclude(self, run: Run, reason: StopReason) -> Happening:
         """Take the tools away and have the model answer with what it knows."""
         if self.tools:
-            text = text_of(run.prompt)
-            lead = " " if text.endswith("Thought:") else "Thought: " if text.endswith("\n") else "\nThought: "
-            run.prompt += (Text(lead + _FORCED_ANSWER),)
-        config = replace(self.generation, max_new_tokens=_FORCED_TOKENS, stop=(OBSERVATION, "\nThought:", "\nAction"))
-        output = yield from self._think(run, config, cancelled, first="final_answer")
+            lead = force_answer(run.ends_with())
+            run.end_with(lead, self.runtime.count_tokens(lead))
+        by_itself = reason is StopReason.FINAL_ANSWER
+        longest = max(min(self.generation.max_new_tokens, context.room(run)), _FORCED_TOKENS)
+        config = replace(
+            self.generation,
+            max_new_tokens=longest if by_itself else _FORCED_TOKENS,
+            stop=(OBSERVATION, "\nThought:", "\nAction") if self.tools else self.generation.stop,
+            grammar=json_grammar(self._schema, lead=" " if self.tools else "") if self._schema else None,
+        )
+        output = yield from self._writer.write(run, config, "final_answer", to_the_end=True)
         if output is None:
-            yield _finished(run, "", StopReason.CANCELLED)
-            return
-        run.prompt += output.chunk.output
+            yield run.finish("", StopReason.CANCELLED)
+            return True
         answer = output.parsed.answer or _nothing_found(run)
-        yield from self._finish_step(run, output, answer, reason)
+        return (yield from self._accept(run, output, answer, reason))
 
-    def _finish_step(self, run: _Run, output: _Output, answer: str, reason: StopReason) -> Iterator[Event]:
+    def _accept(self, run: Run, output: Output, answer: str, reason: StopReason) -> Happening:
+        """End the run with this answer; or, if it does not fit the output type, send it back."""
+        made, problem = self._typed.read(answer) if self._typed else (None, "")
+        if problem and reason is StopReason.FINAL_ANSWER:
+            if run.answers_sent_back < _ANSWERS_SENT_BACK and self.tools:
+                return (yield from self._send_back(run, output, problem))
+            reason = StopReason.INVALID_OUTPUT
+        run.end_with(output.believed, output.wrote.tokens)
+        yield from self._note_step(run, output)
+        yield run.finish(answer, reason, made)
+        return True
+
+    def _send_back(self, run: Run, output: Output, problem: str) -> Happening:
+        run.answers_sent_back += 1
+        result = ToolResult(f"Error: {problem} Give the Final Answer again.", ok=False)
+        observed = observation(result.content)
+        tokens = self.runtime.count_tokens(observed)
+        run.append(Turn((*output.believed, Text("\n")), observed, result, output.wrote.tokens + 1 + tokens, tokens))
+        yield from self._note_step(run, output, result=result)
+        return False
+
+    def _note_step(
+        self, run: Run, output: Output, call: ToolCall | None = None, result: ToolResult | None = None
+    ) -> Iterator[Event]:
         parsed = output.parsed
-        if parsed.answer is None and parsed.thought:
-            yield Delta("final_answer", answer)
-        step = Step(parsed.thought, discarded=parsed.discarded, usage=output.chunk.usage)
-        yield StepFinished(step)
+        step = Step(
+            parsed.thought,
+            call,
+            result,
+            parsed.discarded,
+            output.wrote.usage,
+            run.confidence,
+            parsed.repairs,
+            parsed.invented,
+        )
         run.steps.append(step)
-        yield _finished(run, answer, reason)
+        run.confidence = None
+        yield StepFinished(step)
 
 
-def _believed(output: _Output) -> Prompt:
-    """The output as tokens; if some of it was discarded, the believed part as text."""
-    return (Text(output.parsed.kept),) if output.parsed.discarded else output.chunk.output
+def _check(tools: Mapping[str, Tool], tool_choice: str, call_threshold: float | None) -> None:
+    choices = ("auto", "none", "required", *tools)
+    if tool_choice not in choices or (tool_choice == "required" and not tools):
+        raise InputError(f"tool_choice={tool_choice!r} cannot be used: choose from {', '.join(choices)}")
+    if call_threshold is not None and not 0.0 <= call_threshold <= 1.0:
+        raise InputError(f"call_threshold={call_threshold!r} cannot be used: it must be a probability, or None")
 
 
-def _finished(run: _Run, answer: str, reason: StopReason) -> Finished:
-    return Finished(AgentResult(answer, tuple(run.steps), reason, run.usage, run.transcript()))
+def _result(events: Iterable[Event]) -> AgentResult:
+    for event in events:
+        if isinstance(event, Finished):
+            return event.result
+    raise AssertionError("a stream of events always ends with Finished")
 
 
-def _nothing_found(run: _Run) -> str:
+def _nothing_found(run: Run) -> str:
     observations = [step.result.content for step in run.steps if step.result is not None]
     if not observations:
         return "I have no answer."
     return f"I have no answer. The last observation was: {observations[-1]}"
-
-
-def _close(chunks: Iterator[Chunk]) -> None:
-    """Stop a generation that is not wanted any more (a plain iterator has nothing to stop)."""
-    close = getattr(chunks, "close", None)
-    if close is not None:
-        close()

@@ -19,6 +19,9 @@ from qwen_agent.llm.stopping import StopStrings
 from qwen_agent.llm.tokenizer import QwenTokenizer
 from qwen_agent.types import Prompt, Text, Usage
 
+# On a busy machine, two threads slow each other down far more than in proportion.
+torch.set_num_threads(1)
+
 DATA = Path(__file__).parent / "data"
 
 
@@ -75,8 +78,10 @@ def embedded() -> LocalRuntime:
 class ScriptedRuntime:
     """A runtime that says what it is told to, letter by letter, honouring stop strings; a word is a token."""
 
-    def __init__(self, *outputs: str, window: int = 10_000) -> None:
+    def __init__(self, *outputs: str, window: int = 10_000, weights: tuple[float, ...] = ()) -> None:
+        self.name = "scripted"
         self.window = window
+        self.weights = weights
         self.outputs = list(outputs)
         self.prompts: list[str] = []
         self.configs: list[GenerationConfig] = []
@@ -85,10 +90,13 @@ class ScriptedRuntime:
     def stream(self, prompt: Prompt, config: GenerationConfig) -> Iterator[Chunk]:
         self.prompts.append(text_of(prompt))
         self.configs.append(config)
-        text = self.outputs.pop(0)
+        text = self.outputs[0]
         stops = StopStrings(config.stop)
         shown = ""
         try:
+            if config.choices and self.weights:
+                yield Chunk(weights=self.weights)
+            self.outputs.pop(0)
             for letter in text:
                 piece = stops.feed(letter)
                 shown += piece
@@ -111,6 +119,6 @@ class ScriptedRuntime:
         return len(text_of(prompt).split())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def scripted() -> type[ScriptedRuntime]:
     return ScriptedRuntime

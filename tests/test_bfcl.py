@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -24,14 +24,11 @@ WEATHER = {
 
 @pytest.fixture(scope="module")
 def bfcl() -> ModuleType:
-    path = Path(__file__).parent.parent / "eval" / "bfcl.py"
-    spec = importlib.util.spec_from_file_location("bfcl", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bfcl"] = module
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(Path(__file__).parent.parent / "eval"))
+    try:
+        return importlib.import_module("bfcl")
+    finally:
+        sys.path.pop(0)
 
 
 @pytest.fixture

@@ -67,6 +67,9 @@ def test_json_is_one_object() -> None:
     assert [s.get("action") for s in told["steps"]] == ["search", "calculator", None]
     assert told["stop_reason"] == "final_answer"
     assert told["usage"]["cached_tokens"] > told["usage"]["prefilled_tokens"] / 2
+    assert [s["invented_observations"] for s in told["steps"]] == [0, 0, 0]
+    assert [s["repairs"] for s in told["steps"]] == [[], [], []]
+    assert all(sum(s["confidence"]["tools"].values()) + s["confidence"]["answer"] > 0.99 for s in told["steps"])
 
 
 def test_a_step_limit_is_not_a_final_answer() -> None:
@@ -87,6 +90,10 @@ def test_a_step_limit_is_not_a_final_answer() -> None:
         (["run", "x", "--model", "/no/such/model"], ["/no/such/model", "embedded"]),
         (["run", "x", "--dtype", "int3"], ["int3", "float32"]),
         (["run", "x " * 20_000], ["window is 8192"]),
+        (["run", "x", "--ask", "search"], ["'search'", "the tools are calculator"]),
+        (["run", "x", "--log", "/proc/none/run.jsonl"], ["/proc/none", "cannot be used"]),
+        (["resume", "/no/such/log"], ["/no/such/log", "No such file"]),
+        (["replay", __file__], ["line 1", "no log"]),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: list[str], parts: list[str]) -> None:
@@ -142,10 +149,123 @@ def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
     assert done.stderr == ""
 
 
-def interrupted_after(marker: bytes, *arguments: str) -> tuple[int, str]:
-    """Run on a pseudo-terminal, press Ctrl-C once ``marker`` is seen; (exit code, everything shown).
+# ---- logs
 
-    Not in the first second: until Python itself has started, nothing of ours can catch it.
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The log of the main job."""
+    path = tmp_path_factory.mktemp("logs") / "run.jsonl"
+    done = qwen_agent("run", HEIGHT, "--docs", str(DOCS), "--log", str(path))
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def broken_off(log: Path, tmp_path: Path, event: str) -> Path:
+    """What is left of the log when the process is killed right after the first such event."""
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    last = next(at for at, line in enumerate(lines) if json.loads(line)["event"] == event)
+    path = tmp_path / "broken.jsonl"
+    path.write_text("".join(lines[: last + 1]) + '{"event": "mod', encoding="utf-8")
+    return path
+
+
+def test_a_log_is_not_overwritten(log: Path) -> None:
+    assert_one_clear_sentence(qwen_agent("run", "x", "--log", str(log)), str(log), "qwen-agent resume")
+
+
+def test_a_run_that_was_broken_off_is_resumed(log: Path, tmp_path: Path) -> None:
+    path = broken_off(log, tmp_path, "tool_finished")
+    done = qwen_agent("resume", str(path), "--docs", str(DOCS))
+    assert done.returncode == 0, done.stderr
+    assert "The last line was half-written" in done.stderr
+    assert "Not as in the log" not in done.stderr
+    whole, again = (file.read_text(encoding="utf-8").splitlines() for file in (log, path))
+    assert json.loads(again[-1])["result"]["answer"] == json.loads(whole[-1])["result"]["answer"]
+    assert [json.loads(line)["event"] for line in again] == [json.loads(line)["event"] for line in whole]
+    assert done.stdout.count("Action: search") == 1  # the whole transcript is shown, each step once
+
+
+def test_what_a_log_does_not_hold_must_be_given_again(log: Path, tmp_path: Path) -> None:
+    path = broken_off(log, tmp_path, "tool_finished")
+    assert_one_clear_sentence(qwen_agent("resume", str(path)), "--docs")
+    assert_one_clear_sentence(qwen_agent("resume", str(path), "--refuse"), "no call waits")
+    other = path.read_text(encoding="utf-8").replace('"name": "calculator"', '"name": "abacus"', 1)
+    path.write_text(other, encoding="utf-8")
+    assert_one_clear_sentence(qwen_agent("resume", str(path), "--docs", str(DOCS)), "'abacus'", "from Python")
+
+
+def test_a_finished_run_is_not_resumed(log: Path) -> None:
+    assert_one_clear_sentence(qwen_agent("resume", str(log)), "nothing left to do")
+
+
+def test_drift_is_shown_where_it_begins(log: Path, tmp_path: Path) -> None:
+    changed = log.read_text(encoding="utf-8").replace("You are a helpful assistant.", "You are terse.", 1)
+    path = tmp_path / "changed.jsonl"
+    path.write_text(changed, encoding="utf-8")
+    done = qwen_agent("replay", str(path))
+    assert done.returncode == 4
+    assert "step 1, the prompt:" in done.stderr
+
+
+def test_a_log_is_replayed_without_a_model(log: Path) -> None:
+    shown = qwen_agent("replay", str(log))
+    assert shown.returncode == 0, shown.stderr
+    assert "Observation: 990" in shown.stdout
+    assert "repeats its log" in shown.stderr
+    told = json.loads(qwen_agent("replay", str(log), "--json").stdout)
+    assert (told["same"], told["drift"]) == (True, [])
+    assert [s.get("action") for s in told["run"]["steps"]] == ["search", "calculator", None]
+
+
+def test_drift_has_an_exit_code_of_its_own(log: Path, tmp_path: Path) -> None:
+    path = tmp_path / "changed.jsonl"
+    changed = log.read_text(encoding="utf-8").replace("I should use the search API.", "I must search.", 1)
+    path.write_text(changed, encoding="utf-8")
+    strict = qwen_agent("replay", str(path), "--json")
+    assert strict.returncode == 4
+    told = json.loads(strict.stdout)
+    assert (told["same"], told["run"]) == (False, None)
+    assert told["drift"][0]["what"] == "the prompt"
+    lenient = qwen_agent("replay", str(path), "--lenient")
+    assert lenient.returncode == 4
+    assert "Final Answer:" in lenient.stdout
+
+
+def test_without_a_terminal_a_run_pauses_before_a_call_that_needs_approval(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    paused = qwen_agent("run", "What is 12 * 12?", "--ask", "calculator", "--log", str(path))
+    assert paused.returncode == 3
+    assert f"qwen-agent resume {path} --approve" in paused.stderr
+    assert_one_clear_sentence(qwen_agent("resume", str(path)), "calculator waits", "--approve or --refuse")
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(path.read_bytes())
+    refused = qwen_agent("resume", str(copy), "--refuse", "--json")
+    assert "does not allow" in json.loads(refused.stdout)["steps"][0]["observation"]
+    approved = qwen_agent("resume", str(path), "--approve")
+    assert approved.returncode == 0, approved.stderr
+    assert "Observation: 144" in approved.stdout
+    assert qwen_agent("replay", str(path)).returncode == 0
+
+
+def test_a_denied_tool_is_refused_without_asking() -> None:
+    done = qwen_agent("run", "What is 12 * 12?", "--deny", "calculator", "--json")
+    assert "does not allow" in json.loads(done.stdout)["steps"][0]["observation"]
+
+
+@pytest.mark.parametrize(("key", "seen"), [(b"y\n", "144"), (b"n\n", "does not allow")])
+def test_on_a_terminal_a_person_is_asked(key: bytes, seen: str) -> None:
+    code, shown = on_a_terminal(b"Allow it?", key, "run", "What is 12 * 12?", "--ask", "calculator")
+    assert "expression: 12" in shown
+    assert seen in shown
+    assert "Traceback" not in shown
+    assert code == 0 or key == b"n\n"
+
+
+def on_a_terminal(marker: bytes, key: bytes, *arguments: str) -> tuple[int, str]:
+    """Run on a pseudo-terminal, press ``key`` once ``marker`` is seen; (exit code, everything shown).
+
+    ``key`` b"" is Ctrl-C. Not in the first second: until Python itself has started, nothing of ours can catch it.
     """
     master, slave = pty.openpty()
     process = subprocess.Popen(
@@ -169,7 +289,10 @@ def interrupted_after(marker: bytes, *arguments: str) -> tuple[int, str]:
                 break
             shown += data
         if not pressed and marker in shown and time.monotonic() - started > 1:
-            os.kill(process.pid, signal.SIGINT)
+            if key:
+                os.write(master, key)
+            else:
+                os.kill(process.pid, signal.SIGINT)
             pressed = True
         if process.poll() is not None and not ready:
             break
@@ -180,7 +303,7 @@ def interrupted_after(marker: bytes, *arguments: str) -> tuple[int, str]:
 @pytest.mark.parametrize("marker", [b"", b"Loading", b"Thought"])
 def test_ctrl_c_at_any_moment(marker: bytes) -> None:
     """While modules are imported, while the model loads, while it writes."""
-    code, shown = interrupted_after(marker, "run", "Write a long story.", "--tools", "calculator")
+    code, shown = on_a_terminal(marker, b"", "run", "Write a long story.", "--tools", "calculator")
     assert "Traceback" not in shown
     assert code == 130
     assert shown.rstrip().endswith("Interrupted.")

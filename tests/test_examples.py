@@ -11,6 +11,8 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SHOWN = {
     "quickstart.py": ["get_current_weather(", "search(", "calculator(", "990", "[final_answer]"],
+    "replay.py": ["[broken off after calculator said 144]", "144", "repeats its log", "step 1, the prompt:", "terse"],
+    "typed_answer.py": ["result=1603.0", "sure of its first step: Confidence("],
     "streaming.py": ["[calling calculator with {'expression': '37*43+12'}]", "[observed '1603'", "1603"],
 }
 

@@ -9,12 +9,16 @@ import pytest
 
 from qwen_agent import Agent, tool
 from qwen_agent.errors import ContextOverflow, InputError, ToolError
+from qwen_agent.limits import Limits
 from qwen_agent.llm.config import GenerationConfig
+from qwen_agent.llm.grammar import step_grammar
 from qwen_agent.types import (
     AgentResult,
     Delta,
     Finished,
     Message,
+    ModelWrote,
+    RunStarted,
     StepFinished,
     StopReason,
     ToolFinished,
@@ -81,7 +85,8 @@ def test_an_invented_observation_is_never_believed(scripted: Any) -> None:
 def test_events_in_order(scripted: Any) -> None:
     events = list(Agent(scripted(CALL, ANSWER), [height]).stream("q"))
     kinds = [k for k, _ in itertools.groupby(type(e) for e in events)]
-    assert kinds == [Delta, ToolStarted, ToolFinished, StepFinished, Delta, StepFinished, Finished]
+    first = [Delta, ModelWrote, ToolStarted, ToolFinished, StepFinished]
+    assert kinds == [RunStarted, *first, Delta, ModelWrote, StepFinished, Finished]
     parts = [part for part, _ in itertools.groupby(e.part for e in events if isinstance(e, Delta))]
     assert parts == ["thought", "action", "action_input", "thought", "final_answer"]
 
@@ -123,19 +128,19 @@ def test_arguments_that_had_to_be_mended_say_so(scripted: Any) -> None:
 
 def test_at_the_step_limit_the_model_is_made_to_answer(scripted: Any) -> None:
     runtime = scripted(call(), call(), " about 330 m\nObservation: no")
-    result = Agent(runtime, [height], max_steps=2).run("q")
+    result = Agent(runtime, [height], limits=Limits(steps=2)).run("q")
     assert (result.answer, result.stop_reason) == ("about 330 m", StopReason.MAX_STEPS)
     assert runtime.prompts[-1].endswith("\nThought: I now know the final answer.\nFinal Answer:")
-    assert runtime.configs[-1].constraint is None
+    assert runtime.configs[-1].grammar is None
 
 
 def test_no_steps_at_all_is_a_direct_answer(scripted: Any) -> None:
-    result = Agent(scripted("42"), [height], max_steps=0).run("q")
+    result = Agent(scripted("42"), [height], limits=Limits(steps=0)).run("q")
     assert (result.answer, result.stop_reason) == ("42", StopReason.MAX_STEPS)
 
 
 def test_at_the_token_limit_the_model_is_made_to_answer(scripted: Any) -> None:
-    result = Agent(scripted(call(), "330 m"), [height], max_tokens=5).run("q")
+    result = Agent(scripted(call(), "330 m"), [height], limits=Limits(tokens=5)).run("q")
     assert (result.answer, result.stop_reason) == ("330 m", StopReason.MAX_TOKENS)
 
 
@@ -159,10 +164,10 @@ def test_a_full_window_ends_in_an_answer(scripted: Any) -> None:
 
     class Greedy(scripted):  # type: ignore[misc]
         def stream(self, prompt: Any, config: GenerationConfig) -> Any:
-            self.outputs = [call("long", "{}") if config.constraint else "it is 7"]
+            self.outputs = [call("long", "{}") if config.grammar else "it is 7"]
             return super().stream(prompt, config)
 
-    result = Agent(Greedy(window=1300), [long], max_steps=99).run("q")
+    result = Agent(Greedy(window=1300), [long], limits=Limits(steps=99, repeats=99)).run("q")
     assert (result.answer, result.stop_reason) == ("it is 7", StopReason.CONTEXT_FULL)
 
 
@@ -171,7 +176,7 @@ def test_a_silent_model_is_asked_for_an_answer(scripted: Any) -> None:
 
 
 def test_a_model_that_never_answers_gives_its_last_observation(scripted: Any) -> None:
-    result = Agent(scripted(call(), ""), [height], max_steps=1).run("q")
+    result = Agent(scripted(call(), ""), [height], limits=Limits(steps=1)).run("q")
     assert result.answer == "I have no answer. The last observation was: The tower is 330 m tall."
     assert result.stop_reason is StopReason.MAX_STEPS
 
@@ -202,7 +207,7 @@ def test_without_tools_it_is_a_plain_chat(scripted: Any) -> None:
 def test_tool_names_are_constrained(scripted: Any) -> None:
     runtime = scripted(ANSWER)
     Agent(runtime, [height]).run("q")
-    assert runtime.configs[0].constraint.choices == ("height",)
+    assert runtime.configs[0].grammar == step_grammar([height])
     assert runtime.configs[0].stop == ("Observation:",)
 
 
@@ -218,7 +223,7 @@ def test_a_cancelled_run_ends_at_once_and_closes_the_stream(scripted: Any) -> No
 def test_closing_the_events_closes_the_generation(scripted: Any) -> None:
     runtime = scripted(CALL)
     events = Agent(runtime, [height]).stream("q")
-    next(events)
+    assert isinstance(next(event for event in events if isinstance(event, Delta)), Delta)
     events.close()  # type: ignore[attr-defined]
     assert runtime.closed == 1
 
@@ -252,8 +257,14 @@ def test_a_question_longer_than_the_window_is_refused(scripted: Any) -> None:
 
 
 def test_impossible_limits_are_refused(scripted: Any) -> None:
-    with pytest.raises(InputError, match="max_steps=-1"):
-        Agent(scripted(), max_steps=-1)
+    with pytest.raises(InputError, match=r"Limits\.steps=-1"):
+        Limits(steps=-1)
+    with pytest.raises(InputError, match="tool_choice='hight'"):
+        Agent(scripted(), [height], tool_choice="hight")
+    with pytest.raises(InputError, match="tool_choice='required'"):
+        Agent(scripted(), tool_choice="required")
+    with pytest.raises(InputError, match="call_threshold=2"):
+        Agent(scripted(), [height], call_threshold=2)
 
 
 def test_one_agent_answers_from_many_threads(scripted: Any) -> None:

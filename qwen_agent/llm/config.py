@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_agent.errors import CheckpointError, InputError, UnsupportedModel
 
 if TYPE_CHECKING:
-    from qwen_agent.llm.grammar import Constraint
+    from qwen_agent.llm.grammar import Grammar
     from qwen_agent.llm.quantization import QuantizationConfig
+    from qwen_agent.types import Prompt
 
 SUPPORTED = ("QWenLMHeadModel", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -197,7 +198,8 @@ class GenerationConfig:
 
     ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1.0 are off. ``seed`` None draws from entropy.
     ``stop`` are strings matched on decoded text; they and what follows are never part of the output.
-    ``constraint`` limits the tokens that may come next (grammar.py).
+    ``grammar`` limits what may be written (grammar.py); a runtime that cannot constrain ignores it. ``choices`` are
+    continuations whose relative probability at the end of the prompt is wanted (Chunk.weights).
     """
 
     max_new_tokens: int = 512
@@ -207,7 +209,8 @@ class GenerationConfig:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
-    constraint: Constraint | None = field(default=None, compare=False)
+    grammar: Grammar | None = None
+    choices: tuple[Prompt, ...] = ()
 
     def __post_init__(self) -> None:
         rules = (

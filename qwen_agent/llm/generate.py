@@ -29,17 +29,19 @@ def prefill(model: Model, ids: Sequence[int], cache: KVCache) -> Iterator[tuple[
 
 
 def decode(
-    model: Model, logits: Tensor, cache: KVCache, choose: Callable[[Tensor], int | None], limit: int
+    model: Model, logits: Tensor, cache: KVCache, choose: Callable[[Tensor], list[int]], limit: int
 ) -> Iterator[int]:
-    """Yield up to ``limit`` token ids. ``choose`` picks from logits [V]; None ends the generation.
+    """Yield up to ``limit`` token ids. ``choose`` picks from logits [V]; no token ends the generation.
 
-    A token enters the cache only when the next one is asked for: the last one yielded is not in it.
+    When ``choose`` knows what must follow its choice it returns that too, and all of it is read in one pass. Tokens
+    enter the cache only when more are asked for: the last ones yielded are not in it.
     """
-    for count in range(1, limit + 1):
-        token = choose(logits)
-        if token is None:
+    while limit > 0:
+        tokens = choose(logits)[:limit]
+        if not tokens:
             return
-        yield token
-        if count < limit:
-            step = torch.tensor([[token]], dtype=torch.int64, device=model.device)
+        yield from tokens
+        limit -= len(tokens)
+        if limit:
+            step = torch.tensor([tokens], dtype=torch.int64, device=model.device)
             logits = model.last_logits(step, cache)[0]

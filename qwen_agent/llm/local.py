@@ -7,8 +7,10 @@ alpha, because keys and everything computed from them depend on it.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Generator, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +20,12 @@ from qwen_agent.errors import ContextOverflow, InputError
 from qwen_agent.llm.cache import KVCache
 from qwen_agent.llm.config import GenerationConfig, read_model_config
 from qwen_agent.llm.generate import decode, prefill
+from qwen_agent.llm.grammar import Compiler, GrammarTooComplex, Matcher
 from qwen_agent.llm.hub import resolve_model
 from qwen_agent.llm.model import Model
 from qwen_agent.llm.rope import request_alpha
 from qwen_agent.llm.runtime import Chunk, FinishReason
-from qwen_agent.llm.sampling import build_sampler
+from qwen_agent.llm.sampling import Sampler, build_sampler
 from qwen_agent.llm.stopping import StopStrings
 from qwen_agent.llm.tokenizer import StreamDecoder, Tokenizer, encode_prompt, load_tokenizer
 from qwen_agent.llm.weights import Progress, load_model
@@ -44,7 +47,10 @@ class _Session:
 class LocalRuntime:
     """Runs a Model. Several streams may be open at once, from one thread or many; each has its own KV cache."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, *, kept_caches: int = _KEPT_CACHES) -> None:
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, *, name: str = "local", kept_caches: int = _KEPT_CACHES
+    ) -> None:
+        self.name = name
         self.model = model
         self.tokenizer = tokenizer
         self.window = model.config.window
@@ -53,6 +59,8 @@ class LocalRuntime:
             + [*model.config.eos_ids]
         )
         self._vocabulary = min(tokenizer.size, model.config.vocab)
+        # Built at the first constrained request: a tenth of a second and more for a large vocabulary.
+        self._compiler = functools.cache(lambda: Compiler(tokenizer, self.stop_ids))
         self._sessions: list[_Session] = []
         self._kept_caches = kept_caches
 
@@ -76,10 +84,13 @@ class LocalRuntime:
         started = time.perf_counter()
         cached = session.cache.length
         logits = yield from self._read(session, ids)
+        if config.choices:
+            yield Chunk(weights=self._weigh(session.cache, logits, config.choices))
         first = time.perf_counter()
         writer = _Writer(self.tokenizer, config.stop)
+        chooser = self._chooser(session, config)
         finish: FinishReason = "length"
-        for token in self._tokens(logits, session, writer, config):
+        for token in decode(self.model, logits, session.cache, chooser, chooser.limit):
             if token in self.stop_ids:
                 finish = "stop"
                 break
@@ -89,6 +100,8 @@ class LocalRuntime:
                 yield Chunk(text=shown)
                 break
             yield Chunk(text=shown)
+        if chooser.ended:
+            finish = "stop"
         usage = Usage(len(ids), cached, writer.tokens, first - started, time.perf_counter() - first)
         yield Chunk(text=writer.flush(), finish=finish, stop=writer.stopped, output=writer.output(), usage=usage)
 
@@ -102,19 +115,52 @@ class LocalRuntime:
             if logits is not None:
                 return logits
 
-    def _tokens(
-        self, logits: torch.Tensor, session: _Session, writer: _Writer, config: GenerationConfig
-    ) -> Iterator[int]:
+    def _chooser(self, session: _Session, config: GenerationConfig) -> _Chooser:
+        matcher = self._compiler().matcher(config.grammar) if config.grammar is not None else None
         sample = build_sampler(config, self._vocabulary, self.model.device)
-        allowed = config.constraint.bind(self.tokenizer.vocabulary()) if config.constraint is not None else None
         limit = min(config.max_new_tokens, self.window - len(session.ids))
+        bound = _Bound(matcher, self.tokenizer, config.stop) if matcher is not None else None
+        return _Chooser(sample, session.ids, bound, self.stop_ids, limit)
 
-        def choose(scores: torch.Tensor) -> int:
-            token = sample(scores, session.ids, allowed(writer.raw) if allowed is not None else None)
-            session.ids.append(token)
-            return token
+    @torch.inference_mode()
+    def _weigh(self, cache: KVCache, logits: torch.Tensor, choices: Sequence[Prompt]) -> tuple[float, ...]:
+        """The probability of each choice at the end of what the cache holds, relative to the others.
 
-        return decode(self.model, logits, session.cache, choose, limit)
+        A choice is read only as far as the point where no other choice begins like it.
+        """
+        start = cache.length
+        tails = [encode_prompt(self.tokenizer, choice) for choice in choices]
+        if start + max(map(len, tails)) > self.window:
+            return ()
+        logs = self._branch(cache, logits, tails)
+        cache.truncate(start)
+        return tuple(torch.softmax(torch.tensor(logs), dim=0).tolist())
+
+    def _branch(self, cache: KVCache, logits: torch.Tensor, tails: Sequence[Sequence[int]]) -> list[float]:
+        """Log-probability of each tail, up to the first token that tells it from the others."""
+        shared = min(_common(tails[0], tail) for tail in tails)
+        log, rows = self._read_tail(cache, logits, tails[0][:shared])
+        start, logs = cache.length, [log] * len(tails)
+        for token in {tail[shared] for tail in tails if len(tail) > shared}:
+            alike = [i for i, tail in enumerate(tails) if tail[shared : shared + 1] == [token]]
+            if len(alike) == 1:
+                logs[alike[0]] += float(torch.log_softmax(rows, dim=-1)[token])
+                continue
+            cache.truncate(start)
+            deeper = self._branch(cache, rows, [tails[i][shared:] for i in alike])
+            for i, more in zip(alike, deeper, strict=True):
+                logs[i] += more
+        return logs
+
+    def _read_tail(self, cache: KVCache, logits: torch.Tensor, tail: Sequence[int]) -> tuple[float, torch.Tensor]:
+        """Read a tail (it may be empty): its log-probability, and the logits [vocabulary] after it."""
+        rows = logits[None, : self._vocabulary]
+        if not tail:
+            return 0.0, rows[0]
+        read = torch.tensor([tail], dtype=torch.int64, device=self.model.device)
+        rows = torch.cat((rows, self.model(read, cache)[0, :, : self._vocabulary].float()))
+        log = torch.log_softmax(rows[:-1], dim=-1).gather(1, read.T)
+        return float(log.sum()), rows[-1]
 
     @torch.inference_mode()
     def score(self, prompt: Prompt, choices: Sequence[Prompt]) -> list[float]:
@@ -168,6 +214,86 @@ class LocalRuntime:
         self._sessions.append(session)
         while len(self._sessions) > self._kept_caches:
             self._sessions.pop(0)
+
+
+class _Bound:
+    """A grammar's matcher that does not let a stop string be written in the middle of what must be complete.
+
+    Inside the arguments of a call, a stop string would cut the call in two.
+    """
+
+    def __init__(self, matcher: Matcher, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        self._matcher = matcher
+        self._token_bytes = tokenizer.token_bytes
+        self._stops = [stop.encode() for stop in stops]
+        self._longest = max(map(len, self._stops), default=1)
+        self._end = b""  # of what was written
+
+    @property
+    def ended(self) -> bool:
+        return self._matcher.ended
+
+    def choose(self, sample: Callable[[bytes], int], left: int, limit: int) -> int:
+        """A token from ``sample`` (allowed tokens -> one of them). Raises GrammarTooComplex."""
+        allowed = self._matcher.allowed(left, limit)
+        token = sample(allowed)
+        while self._matcher.unfinished and self._stops_at(token):
+            without = bytearray(allowed)
+            without[token // 8] &= ~(1 << token % 8)
+            if not any(without):
+                break
+            allowed = bytes(without)
+            token = sample(allowed)
+        return token
+
+    def take(self, token: int) -> list[int]:
+        """Note that a token is written; the tokens that must follow it."""
+        forced = self._matcher.advance(token)
+        written = b"".join(map(self._token_bytes, (token, *forced)))
+        self._end = (self._end + written)[-self._longest :]
+        return forced
+
+    def _stops_at(self, token: int) -> bool:
+        text = self._end + self._token_bytes(token)
+        return any(stop in text for stop in self._stops)
+
+
+class _Chooser:
+    """Picks the next tokens of one request: a sampled one, and with a grammar those that must follow it."""
+
+    def __init__(
+        self, sample: Sampler, ids: list[int], grammar: _Bound | None, stop_ids: Collection[int], limit: int
+    ) -> None:
+        self.limit = limit
+        self._sample = sample
+        self._ids = ids
+        self._grammar = grammar
+        self._stop_ids = stop_ids
+        self._written = 0
+
+    @property
+    def ended(self) -> bool:
+        """True if the grammar allows nothing more."""
+        return self._grammar is not None and self._grammar.ended
+
+    def __call__(self, logits: torch.Tensor) -> list[int]:
+        tokens = [] if self.ended else self._next(logits)
+        self._ids += tokens
+        self._written += len(tokens)
+        return tokens
+
+    def _next(self, logits: torch.Tensor) -> list[int]:
+        if self._grammar is None:
+            return [self._sample(logits, self._ids, None)]
+        try:
+            left = self.limit - self._written
+            token = self._grammar.choose(lambda allowed: self._sample(logits, self._ids, allowed), left, self.limit)
+        except GrammarTooComplex as error:
+            # The parser copes with unconstrained text; a run that dies helps nobody.
+            warnings.warn(f"going on without the grammar: {str(error).splitlines()[0]}", RuntimeWarning, stacklevel=2)
+            self._grammar = None
+            return self._next(logits)
+        return [token] if token in self._stop_ids else [token, *self._grammar.take(token)]
 
 
 def _result(steps: Generator[Chunk, None, torch.Tensor]) -> torch.Tensor:
@@ -257,7 +383,8 @@ def load_runtime(
     folder = resolve_model(model, revision=revision, endpoint=endpoint, offline=offline)
     tokenizer = load_tokenizer(folder)
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return LocalRuntime(load_model(folder, where, _dtype(dtype, where, folder), progress), tokenizer)
+    loaded = load_model(folder, where, _dtype(dtype, where, folder), progress)
+    return LocalRuntime(loaded, tokenizer, name=str(model))
 
 
 def _dtype(asked: torch.dtype | str | None, device: str, folder: Path) -> torch.dtype:

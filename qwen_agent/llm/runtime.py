@@ -17,12 +17,14 @@ class Chunk:
     """One beat of a generation: while the prompt is read, for every token, and at the end.
 
     ``text`` is safe to show (often "" while something is held back). ``read`` is (done, total) prompt tokens while
-    the prompt is read. The last chunk has a ``finish``: "stop" (a stop id or string) or "length" (the token limit or
-    the end of the window), with ``output``: the whole text before the stop, as the tokens that were written.
+    the prompt is read. ``weights`` comes once, after that, if the config has ``choices``: the probability of each,
+    relative to the others. The last chunk has a ``finish``: "stop" (a stop id or string) or "length" (the token limit
+    or the end of the window), with ``output``: the whole text before the stop, as the tokens that were written.
     """
 
     text: str = ""
     read: tuple[int, int] | None = None
+    weights: tuple[float, ...] | None = None
     finish: FinishReason | None = None
     stop: str | None = None
     output: Prompt = ()
@@ -32,6 +34,8 @@ class Chunk:
 class Runtime(Protocol):
     """Anything that continues a prompt. Close the iterator to cancel; the runtime stays usable."""
 
+    name: str
+    """What the model is called, for logs and traces."""
     window: int
     """The most tokens that prompt and output may have together."""
 

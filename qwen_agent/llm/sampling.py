@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from qwen_agent.llm.config import GenerationConfig
 
 Warp = Callable[[Tensor], Tensor]  # logits [V] -> logits [V]
-Sampler = Callable[[Tensor, Sequence[int], Sequence[int] | None], int]
+Sampler = Callable[[Tensor, Sequence[int], bytes | None], int]
 
 
 def build_sampler(config: GenerationConfig, vocabulary: int, device: torch.device) -> Sampler:
-    """A function (logits [V] float32, ids so far, allowed ids or None) -> next id.
+    """A function (logits [V] float32, ids so far, bitmask of allowed ids or None) -> next id.
 
-    Ids from ``vocabulary`` up are padding rows of the embedding and are never chosen. ``allowed`` limits the choice
-    to some ids. With a seed the draws are reproducible on one device.
+    Ids from ``vocabulary`` up are padding rows of the embedding and are never chosen. In the bitmask, id i is bit
+    i % 8 (from the lowest) of byte i // 8. With a seed the draws are reproducible on one device.
     """
     warps = _warps(config)
     generator = torch.Generator(device=device)
@@ -30,7 +31,7 @@ def build_sampler(config: GenerationConfig, vocabulary: int, device: torch.devic
     else:
         generator.manual_seed(config.seed)
 
-    def sample(logits: Tensor, ids: Sequence[int], allowed: Sequence[int] | None) -> int:
+    def sample(logits: Tensor, ids: Sequence[int], allowed: bytes | None) -> int:
         logits = logits[:vocabulary]
         if config.repetition_penalty != 1.0:
             logits = penalize_repetition(logits, ids, config.repetition_penalty)
@@ -63,10 +64,11 @@ def penalize_repetition(logits: Tensor, ids: Sequence[int], penalty: float) -> T
     return logits.index_copy(0, seen, torch.where(values > 0, values / penalty, values * penalty))
 
 
-def keep_only(logits: Tensor, allowed: Sequence[int]) -> Tensor:
-    """Everything but the allowed ids becomes impossible."""
-    index = torch.tensor(allowed, dtype=torch.int64, device=logits.device)
-    return torch.full_like(logits, -torch.inf).index_copy(0, index, logits[index])
+def keep_only(logits: Tensor, allowed: bytes) -> Tensor:
+    """Everything whose bit is not set becomes impossible."""
+    bits = np.unpackbits(np.frombuffer(allowed, np.uint8), count=logits.shape[0], bitorder="little")
+    forbidden = torch.from_numpy(bits ^ 1).view(torch.bool)
+    return logits.masked_fill(forbidden.to(logits.device), -torch.inf)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:

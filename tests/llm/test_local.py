@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +16,7 @@ import torch
 from qwen_agent.errors import ContextOverflow, InputError
 from qwen_agent.llm import load_model, load_runtime
 from qwen_agent.llm.config import GenerationConfig
-from qwen_agent.llm.grammar import ChoiceAfter
+from qwen_agent.llm.grammar import Grammar, step_grammar
 from qwen_agent.llm.hub import EMBEDDED
 from qwen_agent.llm.local import LocalRuntime
 from qwen_agent.llm.runtime import Chunk, text_of
@@ -157,7 +158,7 @@ def test_the_embedded_model_calls_a_tool_and_the_cache_survives_the_step(embedde
     from qwen_agent.tools.calculator import calculator
 
     prompt = build("What is 37 * 43?", tools=[calculator])
-    config = GenerationConfig(stop=("Observation:",), constraint=ChoiceAfter("Action:", ("calculator",)))
+    config = GenerationConfig(stop=("Observation:",), grammar=step_grammar([calculator]))
     *_, first = embedded.stream(prompt, config)
     assert first.stop == "Observation:"
     assert "Action: calculator\n" in text_of(first.output)
@@ -165,8 +166,32 @@ def test_the_embedded_model_calls_a_tool_and_the_cache_survives_the_step(embedde
     longer = prompt + first.output + observation("1591")
     *_, second = embedded.stream(longer, config)
     new = embedded.count_tokens(longer) - embedded.count_tokens(prompt + first.output)
-    # The observation's tokens and nothing else; its first ones may be in the cache from the stop string.
-    assert new - 4 <= second.usage.prefilled_tokens <= new
+    # The observation's tokens, and a few that ended the call: what must follow is read only if it is needed.
+    assert new - 4 <= second.usage.prefilled_tokens <= new + 6
+
+
+def test_choices_are_weighed_where_the_prompt_ends(embedded: LocalRuntime) -> None:
+    choices = tuple((Text(text),) for text in (" Paris", " Paris is", " Rome", " Paris is", ""))
+    prompt = (Text("The capital of France is"),)
+    chunks = list(embedded.stream(prompt, GenerationConfig(max_new_tokens=3, choices=choices)))
+    weights = next(chunk.weights for chunk in chunks if chunk.weights)
+    assert sum(weights) == pytest.approx(1.0)
+    # Choices that begin others count as far as they go; equal ones weigh the same.
+    assert weights[0] > weights[1] == weights[3]
+    plain = list(embedded.stream(prompt, GenerationConfig(max_new_tokens=3)))
+    assert text_of(chunks[-1].output) == text_of(plain[-1].output)
+    two = next(c.weights for c in embedded.stream(prompt, GenerationConfig(choices=choices[:3:2])) if c.weights)
+    paris, rome = embedded.score(prompt, [choices[0], choices[2]])
+    assert two[0] / two[1] == pytest.approx(math.exp(paris - rome), rel=0.02)
+
+
+def test_what_must_follow_is_read_in_one_pass(embedded: LocalRuntime) -> None:
+    grammar = Grammar('start: "The answer is " /[0-9]/ ", and that is all there is to say."')
+    *_, last = embedded.stream(HELLO, GenerationConfig(grammar=grammar))
+    assert text_of(last.output).startswith("The answer is ")
+    assert text_of(last.output).endswith(" say.")
+    assert last.finish == "stop"
+    assert last.usage.generated_tokens > 10
 
 
 def test_streamed_text_is_the_whole_text(embedded: LocalRuntime) -> None:

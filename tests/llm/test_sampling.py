@@ -72,7 +72,8 @@ def test_repetition_penalty_equals_transformers() -> None:
 
 def test_allowed_ids_bound_the_choice() -> None:
     sample = build_sampler(GenerationConfig(), 4, CPU)
-    assert sample(LOGITS, [], [2, 3]) == 2
+    assert sample(LOGITS, [], bytes([0b1100])) == 2
+    assert sample(LOGITS, [], bytes([0b1000])) == 3
 
 
 @pytest.mark.parametrize(
