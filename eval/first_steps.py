@@ -15,7 +15,7 @@ from qwen_agent.prompt import ReActTemplate, build, openings
 from qwen_agent.types import Prompt
 
 NEW_TOKENS = 240
-STOPS = ("Observation:", "\nFinal Answer:")  # after either, the first step is decided; agents stop at the first too
+STOPS = ("Observation:", "Observation\uff1a", "\nFinal Answer:")  # a first step is decided after any; agents stop too
 TEMPLATE = ReActTemplate("APIs", ",")  # the embedded model was trained on both nouns; this one is the later official
 
 

@@ -78,7 +78,7 @@ SCHEMAS: tuple[dict[str, Any], ...] = (
 
 # The marker of an observation, written here anew: at the start of a line, and as the prompt spells it, anywhere.
 _TAIL = r"[ \t\r\xa0\u3000*_#>`]{0,8}[:：]"
-_SHOWN = re.compile(rf"(?:Observation|OBSERVATION){_TAIL}")
+_SHOWN = re.compile("Observation[:\uff1a]")
 _KEPT = re.compile(rf"{_SHOWN.pattern}|^[ \t\r\xa0\u3000*_#>`]{{0,24}}(?i:observation|观察){_TAIL}", re.MULTILINE)
 
 Reading = tuple[dict[str, str], Parsed]

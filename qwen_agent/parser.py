@@ -277,9 +277,9 @@ def _patterns(in_action: bool) -> tuple[re.Pattern[str], re.Pattern[str]]:
     names = "|".join(f"(?P<{name}>{'|'.join(map(''.join, items))})" for name, items in named.items())
     starts = "|".join(_begun(items) for each in named.values() for items in each)
     fence, tail = "".join(_FENCE), "".join(_TAIL)
-    whole = rf"^(?P<fence>{fence})?{_LEAD}(?i:{names}){tail}|(?P<cut>Observation|OBSERVATION){tail}"
+    whole = rf"^(?P<fence>{fence})?{_LEAD}(?i:{names}){tail}|(?P<cut>Observation)[:\uff1a]"
     begun = rf"^(?:{_begun(_FENCE)}|(?:{fence})?{_LEAD}(?i:{starts}|(?:{names}){_begun(_TAIL)}))\Z"
-    begun += rf"|O(?:{_begun([*'bservation', *_TAIL])}|{_begun([*'BSERVATION', *_TAIL])})\Z"
+    begun += rf"|O{_begun(list('bservation'))}\Z"
     if in_action:
         beside = _items("Action Input")
         whole += rf"|{_BLANK}[*_`]{{0,3}}(?P<beside>(?i:{''.join(beside)})){tail}"

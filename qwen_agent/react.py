@@ -276,7 +276,7 @@ class Agent:
         weighed = choice == "auto" and self.tool_choice == "auto"
         return replace(
             config,
-            stop=(*config.stop, OBSERVATION),
+            stop=(*config.stop, *OBSERVATION),
             grammar=self._step_grammar(run, choice),
             choices=openings(self.tools, run.ends_with()) if weighed else (),
         )
@@ -331,7 +331,7 @@ class Agent:
         """No call: what the model wrote is the answer, if it ended there by itself; else it is asked for one."""
         parsed = output.parsed
         reason = StopReason.MAX_TOKENS if output.cut_off else StopReason.FINAL_ANSWER
-        ended = not output.cut_off and output.wrote.stop != OBSERVATION
+        ended = not output.cut_off and output.wrote.stop not in OBSERVATION
         answer = parsed.answer or (parsed.thought if ended else "")
         if answer and parsed.answer is None:
             yield Delta("final_answer", answer)
@@ -350,7 +350,7 @@ class Agent:
         config = replace(
             self.generation,
             max_new_tokens=longest if by_itself else _FORCED_TOKENS,
-            stop=(OBSERVATION, "\nThought:", "\nAction") if self.tools else self.generation.stop,
+            stop=(*OBSERVATION, "\nThought:", "\nAction") if self.tools else self.generation.stop,
             grammar=json_grammar(self._schema, lead=" " if self.tools else "") if self._schema else None,
         )
         output = yield from self._writer.write(run, config, "final_answer", to_the_end=True)

@@ -208,7 +208,7 @@ def test_tool_names_are_constrained(scripted: Any) -> None:
     runtime = scripted(ANSWER)
     Agent(runtime, [height]).run("q")
     assert runtime.configs[0].grammar == step_grammar([height])
-    assert runtime.configs[0].stop == ("Observation:",)
+    assert runtime.configs[0].stop == ("Observation:", "Observation\uff1a")
 
 
 def test_a_cancelled_run_ends_at_once_and_closes_the_stream(scripted: Any) -> None:

@@ -11,7 +11,8 @@ from qwen_agent.loop.run import Run
 from qwen_agent.parser import Parsed, Part, StepParser
 from qwen_agent.types import Confidence, Event, ModelWrote, Prompt, Reading, Text, Weighed
 
-OBSERVATION = "Observation:"
+# Written by the tools alone. Also with the full-width colon of Chinese and Japanese text.
+OBSERVATION = ("Observation:", "Observation\uff1a")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Output:
     def call_cut_off(self) -> bool:
         """True if the end of a call may be missing: also where "Observation:" came in the middle of a line."""
         text = text_of(self.believed)
-        stopped = self.wrote.stop == OBSERVATION or self.parsed.invented > 0
+        stopped = self.wrote.stop in OBSERVATION or self.parsed.invented > 0
         return self.cut_off or (stopped and bool(text) and not text.endswith("\n"))
 
 
