@@ -1,15 +1,15 @@
-import os
 import re
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_agent.errors import InputError, QwenAgentError
 from qwen_agent.tools import search_documents
-from qwen_agent.tools.search import read_library
+from qwen_agent.tools.index import open_index
+from qwen_agent.tools.search import search_tool
 
 DOCS = Path(__file__).parents[2] / "examples" / "docs"
 
@@ -109,75 +109,6 @@ def test_more_distinct_terms_beat_one_term_repeated(tmp_path):
     assert "(both.md)" in search_documents(folder).invoke({"query": "apple pear"}).content.splitlines()[0]
 
 
-def test_passages_follow_headings_and_paragraphs(tmp_path):
-    paragraph = "One two three four five six seven eight nine ten. " * 5
-    text = (
-        f"# Book\n\nIntro **bold** and a [link](http://x).\n\n## Part\n\n{paragraph}\n\n{paragraph}\n\n{paragraph}\n\n"
-        f"### Deep\n\n```\n# not a heading\n```\n\n## Next ##\n\n{paragraph * 8}"
-    )
-    passages = read_library(write(tmp_path, book=text)).passages
-    assert {passage.title for passage in passages} == {"Book"}
-    assert passages[0].body == "Intro bold and a link."
-    assert list(dict.fromkeys(p.heading for p in passages)) == ["", "Part", "Part > Deep", "Next"]
-    assert [len(p.body.split()) for p in passages if p.heading == "Part"] == [100, 50]
-    assert all(80 <= len(p.body.split()) <= 150 for p in passages if p.heading == "Next")
-
-
-def test_underlined_headings(tmp_path):
-    (tmp_path / "guide.rst").write_text("Guide\n=====\n\nHello.\n\nUse\n---\n\nDo it.\n", encoding="utf-8")
-    passages = read_library(tmp_path).passages
-    assert [(p.title, p.heading, p.body) for p in passages] == [("Guide", "", "Hello."), ("Guide", "Use", "Do it.")]
-
-
-def test_a_file_without_headings_is_titled_by_its_name(tmp_path):
-    (tmp_path / "my_old-notes.txt").write_text("Hello there.")
-    assert read_library(tmp_path).passages[0].title == "My Old Notes"
-
-
-def test_folders_encodings_and_skipped_files(tmp_path):
-    (tmp_path / "sub" / ".git").mkdir(parents=True)
-    (tmp_path / "sub" / "bom.txt").write_bytes("\ufeffcafé".encode())
-    (tmp_path / "sub" / "latin.TXT").write_bytes("café".encode("latin-1"))
-    (tmp_path / "sub" / ".git" / "a.txt").write_text("hidden")
-    (tmp_path / ".hidden.md").write_text("hidden")
-    (tmp_path / "code.py").write_text("not text")
-    (tmp_path / "image.txt").write_bytes(b"\x89PNG\0\0")
-    (tmp_path / "blank.md").write_text(" \n")
-    with (tmp_path / "huge.txt").open("wb") as file:
-        file.truncate(10_000_001)
-    library = read_library(tmp_path)
-    assert [(p.file, p.body) for p in library.passages] == [("sub/bom.txt", "café"), ("sub/latin.TXT", "café")]
-    assert library.documents == 2
-    assert library.skipped == {"binary": 1, "empty": 1, "over 10 MB": 1}
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_a_pipe_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "pipe.txt")
-    with pytest.raises(InputError):
-        read_library(tmp_path)
-
-
-def test_unusable_folders_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"does not exist.*\.md"):
-        search_documents(tmp_path / "missing")
-    (tmp_path / "a.txt").write_bytes(b"\0")
-    with pytest.raises(InputError, match="is not a folder"):
-        search_documents(tmp_path / "a.txt")
-    with pytest.raises(InputError, match=r"no readable text.*\.rst.*1 binary"):
-        search_documents(tmp_path)
-
-
-def test_a_python_without_full_text_search_is_told_so(monkeypatch):
-    class NoFts:
-        def execute(self, statement):
-            raise sqlite3.OperationalError("no such module: fts5")
-
-    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: NoFts())
-    with pytest.raises(QwenAgentError, match="FTS5"):
-        search_documents(DOCS)
-
-
 @settings(deadline=None, max_examples=60)
 @given(st.text(max_size=40) | st.text(st.sampled_from("\"'()*:^-+ANDORNEAR \u0301_²"), max_size=20))
 def test_any_query_is_safe(search, query):
@@ -191,3 +122,105 @@ def test_a_single_result_is_bare_text(tmp_path: Path) -> None:
     found = search_documents(tmp_path, results=1, chars=60).invoke({"query": "how tall is the tower"}).content
     assert found.startswith("The tower is 330 metres tall.")
     assert len(found) <= 70
+
+
+CODE = """import json
+
+
+class HTTPReader:
+    def parseDate(self, text):
+        return json.loads(text)["date"]
+
+
+def write_all_files(folder):
+    for name in folder:
+        yield name
+"""
+
+
+@pytest.mark.parametrize(
+    "query, line",
+    [
+        ("parseDate", "def parseDate"),
+        ("parse date", "def parseDate"),
+        ("parse_date", "def parseDate"),
+        ("HTTPReader", "class HTTPReader"),
+        ("http reader", "class HTTPReader"),
+        ("write all files", "def write_all_files"),
+        ("writeAllFiles", "def write_all_files"),
+        ("write_all_files", "def write_all_files"),
+    ],
+)
+def test_names_in_code_are_found_by_their_words(tmp_path, query, line):
+    (tmp_path / "reader.py").write_text(CODE)
+    (tmp_path / "other.py").write_text("def date():\n    return 'all of it'\n")
+    content = search_documents(tmp_path, chars=60).invoke({"query": query}).content
+    assert content.startswith("[1] reader.py, lines 1-11:") and line in content
+
+
+def test_code_keeps_its_lines(tmp_path):
+    (tmp_path / "reader.py").write_text(CODE)
+    content = search_documents(tmp_path, chars=80).invoke({"query": "parseDate"}).content
+    assert "def parseDate(self, text):\n        return json" in content
+
+
+def test_a_row_of_a_table_tells_its_columns(tmp_path):
+    rows = "".join(f"Tower {number},{number},City {number}\n" for number in range(200))
+    (tmp_path / "towers.csv").write_text(f"name,height (m),city\n{rows}Tokyo Tower,333,Tokyo\n")
+    content = search_documents(tmp_path, results=1, chars=60).invoke({"query": "height of Tokyo Tower"}).content
+    assert "name: Tokyo Tower; height (m): 333; city: Tokyo" in content
+
+
+def test_a_page_of_a_pdf_is_named(tmp_path, pdf):
+    pytest.importorskip("pypdf")
+    (tmp_path / "report.pdf").write_bytes(pdf("The introduction.", "The bridge is 1,280 metres long."))
+    content = search_documents(tmp_path).invoke({"query": "how long is the bridge"}).content
+    assert content == "[1] Report (report.pdf, page 2): The bridge is 1,280 metres long."
+
+
+def test_the_main_text_of_html_is_found(tmp_path):
+    pytest.importorskip("lxml")
+    page = "<title>Ports</title><nav>Rotterdam menu</nav><h1>Ports</h1><h2>Europe</h2><p>Rotterdam is the largest."
+    (tmp_path / "ports.html").write_text(page)
+    assert search_documents(tmp_path).invoke({"query": "rotterdam"}).content == (
+        "[1] Ports > Europe (ports.html): Rotterdam is the largest."
+    )
+
+
+def test_a_damaged_index_is_made_anew_in_the_middle_of_a_conversation(tmp_path):
+    place = tmp_path / "index.sqlite"
+    index = open_index(write(tmp_path, a="The needle."), place)
+    search = search_tool(index)
+    assert "needle" in search.invoke({"query": "needle"}).content
+    with place.open("r+b") as file:
+        size = file.seek(0, 2)
+        file.seek(4096)
+        file.write(b"\xff" * (size - 4096))
+    index.connection.execute("PRAGMA cache_size = 0")
+    assert "The needle." in search.invoke({"query": "needle"}).content
+
+
+def test_an_index_in_use_is_said_so(tmp_path, monkeypatch):
+    index = open_index(write(tmp_path, a="The needle."), tmp_path / "index.sqlite")
+    index.connection.execute("PRAGMA busy_timeout = 10")
+    other = sqlite3.connect(tmp_path / "index.sqlite", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    result = search_tool(index).invoke({"query": "needle"})
+    other.close()
+    assert not result.ok and "locked" in result.content
+    assert "needle" in search_tool(index).invoke({"query": "needle"}).content
+
+
+def test_a_query_that_is_everywhere_is_fast_enough(tmp_path):
+    """A tenth of a second in fact; the limit tells only that no text is marked but what is shown."""
+    for number in range(100):
+        (tmp_path / f"{number}.txt").write_text("the water of the river runs to the sea. " * 400)
+    search = search_documents(tmp_path, index=":memory:")
+    started = time.process_time()
+    assert search.invoke({"query": "river water runs sea"}).ok
+    assert time.process_time() - started < 5
+
+
+def test_what_the_tool_declares(search):
+    assert search.name == "search" and search.untrusted and not search.side_effects
+    assert search.description == "Search 8 documents for facts."
