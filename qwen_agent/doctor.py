@@ -1,4 +1,4 @@
-"""What works on this machine: Python, torch, devices, the embedded model, the sandbox."""
+"""What works on this machine: Python, torch, devices, the embedded model, the sandbox, optional packages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,17 @@ from importlib import metadata
 
 from qwen_agent.errors import SandboxUnavailable
 from qwen_agent.llm.hub import EMBEDDED
+
+# extra -> (what it is for, the packages that it brings)
+EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "mcp": ("tools of MCP servers, and ours for MCP clients", ("mcp",)),
+    "pdf": ("PDF files", ("pypdf",)),
+    "search": ("web_search without a key", ("ddgs",)),
+    "web": ("web_page", ("lxml",)),
+    "image": ("pictures with models of one's own", ("diffusers", "transformers", "accelerate", "pillow")),
+    "ocr": ("read_text", ("rapidocr", "onnxruntime", "pillow")),
+    "otel": ("spans of runs", ("opentelemetry-api", "opentelemetry-sdk")),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +42,8 @@ def checks() -> Iterator[Check]:
     yield from _torch()
     yield _sandbox()
     yield _optional("flash-attn", "faster prefill on CUDA", "pip install flash-attn (CUDA only)")
+    for extra in EXTRAS:
+        yield _extra(extra)
 
 
 def _python() -> Check:
@@ -85,7 +98,25 @@ def _sandbox() -> Check:
 
 
 def _optional(package: str, use: str, fix: str) -> Check:
+    if version := _version(package):
+        return Check(package, True, f"{version} ({use})", needed=False)
+    return Check(package, False, f"not installed ({use}); optional", fix, needed=False)
+
+
+def _extra(extra: str) -> Check:
+    use, packages = EXTRAS[extra]
+    versions = {package: _version(package) for package in packages}
+    missing = [package for package, version in versions.items() if not version]
+    if missing:
+        found = f"{', '.join(missing)} not installed ({use}); optional"
+        return Check(extra, False, found, f"pip install 'qwen-react-agent[{extra}]'", needed=False)
+    return Check(
+        extra, True, f"{', '.join(f'{name} {version}' for name, version in versions.items())} ({use})", "", False
+    )
+
+
+def _version(package: str) -> str:
     try:
-        return Check(package, True, f"{metadata.version(package)} ({use})", needed=False)
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return Check(package, False, f"not installed ({use}); optional", fix, needed=False)
+        return ""

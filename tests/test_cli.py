@@ -1,19 +1,31 @@
-"""The command line as a user meets it: real processes, the embedded model, no mocks."""
+"""The command line as a user meets it: real processes, the embedded model. What needs no model runs in this process."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from qwen_agent import assemble, cli, doctor
+from qwen_agent.assemble import Sources, build_tools, rebuild_tools
+from qwen_agent.cli import main
+from qwen_agent.errors import InputError
+from qwen_agent.tools.catalog import Settings, catalog
+
+STUB = f"{sys.executable} {Path(__file__).parent / 'tools' / 'mcp_stub.py'}"
 DOCS = Path(__file__).parent.parent / "examples" / "docs"
 HEIGHT = "How tall is the Eiffel Tower multiplied by 3?"
 
@@ -84,8 +96,17 @@ def test_a_step_limit_is_not_a_final_answer() -> None:
     ("arguments", "parts"),
     [
         (["run", ""], ["question is empty"]),
-        (["run", "x", "--tools", "calculator,serch"], ["'serch'", "calculator, search, code_interpreter"]),
+        (["run", "x", "--tools", "calculator,serch"], ["'serch'", "calculator, current_time", "or 'none'"]),
         (["run", "x", "--tools", "search"], ["--docs"]),
+        (["run", "x", "--tools", "files"], ["--files"]),
+        (["run", "x", "--tools", "generate_image"], ["--artifacts"]),
+        (["run", "x", "--plugins", "no-such-plugin"], ["'no-such-plugin'"]),
+        (["run", "x", "--mcp", "ftp://127.0.0.1"], ["ftp://127.0.0.1", "http://"]),
+        (["run", "x", "--mcp", "/no/such/program"], ["/no/such/program"]),
+        (["mcp", "--http", "--host", "0.0.0.0"], ["0.0.0.0", "token"]),
+        (["mcp", "--http", "--token-file", "/no/such/file"], ["/no/such/file", "cannot be read"]),
+        (["mcp", "--http", "--token-file", "/dev/null"], ["token is empty"]),
+        (["mcp", "--tools", "none"], ["nothing to serve"]),
         (["run", "x", "--docs", "/no/such/folder"], ["/no/such/folder", "does not exist"]),
         (["run", "x", "--model", "/no/such/model"], ["/no/such/model", "embedded"]),
         (["run", "x", "--dtype", "int3"], ["int3", "float32"]),
@@ -127,13 +148,24 @@ def test_a_chat_ends_with_its_input() -> None:
     assert qwen_agent("chat", "--tools", "none", stdin="").returncode == 0
 
 
-def test_tools_are_listed() -> None:
+def test_every_tool_is_listed_with_its_parameters_or_its_remedy(tmp_path: Path) -> None:
     done = qwen_agent("tools")
-    assert done.returncode == 0
-    assert "calculator: " in done.stdout
-    assert "search: not available: search needs a folder" in done.stdout
+    assert done.returncode == 0, done.stderr
+    for name in catalog():
+        assert f"{name}: " in done.stdout
+    assert "search: not available: search needs a folder of documents: add --docs DIR" in done.stdout
     assert "expression (string)" in done.stdout
-    assert "code_interpreter: " in done.stdout
+    done = qwen_agent("tools", "--files", str(tmp_path), "--write")
+    assert "  list_files: " in done.stdout
+    assert "  write_file: " in done.stdout
+
+
+def test_an_installed_plugin_is_listed_and_not_loaded(
+    plugin: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tools"]) == 0
+    assert f"{plugin}: a plugin of weather-for-agents: add --plugins {plugin}" in capsys.readouterr().out
+    assert "weather_of_cli" not in sys.modules
 
 
 def test_doctor_finds_what_is_needed() -> None:
@@ -143,10 +175,213 @@ def test_doctor_finds_what_is_needed() -> None:
         assert f"ok  {what}" in done.stdout
 
 
+def test_doctor_tells_of_every_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    listed = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    extras = {
+        name: tuple(re.findall(r'"([a-z-]+)', packages))
+        for name, packages in re.findall(r"^(\w+) = \[(.*)\]$", listed, re.MULTILINE)
+        if name not in ("test", "dev")
+    }
+    assert {name: packages for name, (_, packages) in doctor.EXTRAS.items()} == extras
+    monkeypatch.setattr(doctor, "_version", lambda package: "" if package == "pypdf" else "1.0")
+    found = {check.what: check for check in doctor.checks() if check.what in extras}
+    assert found["ocr"].ok
+    assert (found["pdf"].ok, found["pdf"].needed) == (False, False)
+    assert found["pdf"].fix == "pip install 'qwen-react-agent[pdf]'"
+
+
+def test_help_is_shown_without_loading_the_tools() -> None:
+    code = "import sys; from qwen_agent.cli import main; main(['run', '--help']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "--mcp SERVER" in done.stdout
+    assert not {"torch", "rich", "mcp", "qwen_agent.tools.base"} & set(done.stdout.split())
+
+
 def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
     command = f"{sys.executable} -m qwen_agent tools | head -c 5"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr == ""
+
+
+# ---- tools and where they come from
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An installed plugin with the tools "forecast" and "calculator"."""
+    tools = "from qwen_agent.tools.base import Tool\nNONE = {'type': 'object', 'properties': {}}\n"
+    tools += "both = [Tool(name, 'By a plugin', NONE, lambda: 'rain') for name in ('forecast', 'calculator')]\n"
+    (tmp_path / "weather_of_cli.py").write_text(tools)
+    about = tmp_path / "weather_for_agents-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: weather-for-agents\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[qwen_agent.tools]\nweather = weather_of_cli:both\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "weather_of_cli", raising=False)
+    return "weather"
+
+
+@pytest.fixture
+def warned() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def sources(warned: list[str]) -> Iterator[Callable[..., Sources]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(plugins: str = "", mcp: Sequence[str] = (), **settings: Any) -> Sources:
+            return Sources(Settings(**settings), plugins, mcp, stack, warned.append)
+
+        yield make
+
+
+Make = Callable[..., Sources]
+
+
+def names(sources: Sources, tool_names: str | None = None) -> list[str]:
+    return [tool.name for tool in build_tools(sources, tool_names=tool_names, ask=(), deny=())]
+
+
+def test_without_a_choice_there_are_a_calculator_and_with_documents_a_search(sources: Make) -> None:
+    assert names(sources()) == ["calculator"]
+    assert names(sources(docs=DOCS)) == ["search", "calculator"]
+    assert names(sources(docs=DOCS), "none") == []
+    assert names(sources(), " current_time,calculator,current_time") == ["current_time", "calculator"]
+
+
+def test_plugins_come_on_top_and_never_replace_a_tool(plugin: str, sources: Make, warned: list[str]) -> None:
+    assert names(sources(plugins=plugin)) == ["calculator", "forecast"]
+    assert warned == ["the tool 'calculator' of the plugin 'weather' is left out: there is one of that name"]
+    assert names(sources(plugins="all"), "none") == ["forecast", "calculator"]
+
+
+def test_the_tools_of_mcp_servers_come_on_top(sources: Make, warned: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("mcp")
+    with contextlib.ExitStack() as stack:
+        opened = replace(sources(mcp=[STUB, STUB], artifacts=tmp_path), stack=stack)
+        tools = {tool.name: tool for tool in build_tools(opened, tool_names=None, ask=("echo",), deny=("die",))}
+        assert {"calculator", "echo", "die", "sleep"} <= tools.keys()
+        assert [tools[name].approval for name in ("echo", "die", "sleep")] == ["ask", "deny", "ask"]
+        assert tools["echo"].invoke({"text": "hello"}).content == "hello"
+        assert tools["picture"].invoke({}).artifacts
+    assert not tools["echo"].invoke({"text": "hello"}).ok  # closed
+    assert any("'remote'" in text for text in warned)
+    assert any("'echo'" in text and "one of that name" in text for text in warned)
+
+
+def test_only_the_option_runs_code_without_a_sandbox_and_loudly(sources: Make, warned: list[str]) -> None:
+    (unsafe,) = build_tools(sources(unsafe=True), tool_names="code_interpreter", ask=(), deny=())
+    assert (unsafe.approval, unsafe.side_effects) == ("ask", True)
+    assert len(warned) == 1
+    assert "WITHOUT A SANDBOX" in warned[0]
+
+
+def test_a_resumed_run_gets_its_tools_back(plugin: str, sources: Make, tmp_path: Path) -> None:
+    made = build_tools(
+        sources(plugins=plugin, files=tmp_path, write=True),
+        tool_names="files,current_time",
+        ask=("read_file",),
+        deny=(),
+    )
+    described = [tool.describe() for tool in made]
+    again = rebuild_tools(described, sources(plugins=plugin, files=tmp_path, write=True))
+    assert [tool.describe() for tool in again] == described
+    with pytest.raises(InputError, match=r"'write_file': add --write"):
+        rebuild_tools(described, sources(plugins=plugin, files=tmp_path))
+    with pytest.raises(InputError, match=r"'forecast'.*add its --plugins or --mcp again"):
+        rebuild_tools(described, sources(files=tmp_path, write=True))
+
+
+def test_a_resumed_run_has_the_tool_that_it_had_of_two_with_one_name(plugin: str, sources: Make) -> None:
+    for tool_names in ("none", None):
+        made = build_tools(sources(plugins=plugin), tool_names=tool_names, ask=(), deny=())
+        again = rebuild_tools([tool.describe() for tool in made], sources(plugins=plugin))
+        assert [tool.description for tool in again] == [tool.description for tool in made]
+
+
+def test_a_log_cannot_make_a_tool_need_less_approval(sources: Make) -> None:
+    (tool,) = build_tools(sources(unsafe=True), tool_names="code_interpreter", ask=(), deny=())
+    (again,) = rebuild_tools([{**tool.describe(), "approval": "auto"}], sources(unsafe=True))
+    assert again.approval == "ask"
+
+
+def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("SERPAPI_KEY", "SERPER_API_KEY", "GOOGLE_CSE_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOOGLE_CSE_KEY", "hidden")
+    assert main(["tools"]) == 0
+    shown = capsys.readouterr().out
+    assert "GOOGLE_CSE_ID is missing" in shown
+    assert "hidden" not in shown
+
+
+def test_keys_are_not_logged(scripted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[Settings] = []
+    build = build_tools
+
+    def built(sources: Sources, **options: Any) -> list[Any]:
+        used.append(sources.settings)
+        return build(sources, **options)
+
+    monkeypatch.setattr(cli, "build_tools", built)
+    monkeypatch.setattr(assemble, "_load", lambda model, **_: scripted("Thought: I know.\nFinal Answer: 330 m"))
+    for name in ("SERPAPI_KEY", "QWEN_AGENT_IMAGE_KEY", "QWEN_AGENT_VISION_KEY"):
+        monkeypatch.setenv(name, "hidden")
+    log = tmp_path / "run.jsonl"
+    service = ["--image-url", "http://127.0.0.1:9/v1", "--vision-url", "http://127.0.0.1:9/v1", "--vision-model", "m"]
+    tools = ["--tools", "web_search,generate_image,describe_image", "--artifacts", str(tmp_path / "made"), *service]
+    assert main(["run", "How tall?", "--log", str(log), *tools]) == 0
+    assert (used[0].web["SERPAPI_KEY"], used[0].image_key, used[0].vision_key) == ("hidden",) * 3
+    logged = log.read_text(encoding="utf-8")
+    assert "generate_image" in logged
+    assert "hidden" not in logged
+
+
+# ---- serving MCP
+
+
+def test_tools_are_served_over_stdio() -> None:
+    mcp = pytest.importorskip("qwen_agent.tools.mcp")
+    pytest.importorskip("mcp")
+    command = [sys.executable, "-m", "qwen_agent", "mcp", "--tools", "calculator,current_time"]
+    lines: list[str] = []
+    with mcp.mcp_tools(command, log=lines.append) as server:
+        tools = {tool.name: tool for tool in server.tools}
+        assert list(tools) == ["calculator", "current_time"]
+        assert tools["calculator"].invoke({"expression": "6*7"}).content == "42"
+    assert not [line for line in lines if "Traceback" in line]
+
+
+def test_tools_are_served_over_http_to_who_has_the_token(tmp_path: Path) -> None:
+    mcp = pytest.importorskip("qwen_agent.tools.mcp")
+    pytest.importorskip("mcp")
+    (tmp_path / "token").write_text("a-long-random-token\n")
+    command = [sys.executable, "-m", "qwen_agent", "mcp", "--http", "--port", "0"]
+    command += ["--token-file", str(tmp_path / "token")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            url = process.stderr.readline().strip()
+            assert re.fullmatch(r"http://127\.0\.0\.1:\d+/mcp", url)
+            with mcp.mcp_tools(mcp.HttpServer(url, {"Authorization": "Bearer a-long-random-token"})) as server:
+                assert [tool.name for tool in server.tools] == ["calculator"]
+            with pytest.raises(InputError):
+                mcp.mcp_tools(url, connect_seconds=10)
+        finally:
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (0, "")
+    assert "Traceback" not in errors
+
+
+def test_without_the_package_mcp_the_remedy_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["mcp", "--with-agent"]) == 1
+    assert "pip install 'qwen-react-agent[mcp]'" in capsys.readouterr().err
 
 
 # ---- logs
