@@ -17,6 +17,7 @@ from qwen_agent.llm.local import LocalRuntime, load_runtime
 from qwen_agent.llm.runtime import Chunk, text_of
 from qwen_agent.llm.stopping import StopStrings
 from qwen_agent.llm.tokenizer import QwenTokenizer
+from qwen_agent.tools import index
 from qwen_agent.types import Prompt, Text, Usage
 
 # On a busy machine, two threads slow each other down far more than in proportion.
@@ -122,3 +123,13 @@ class ScriptedRuntime:
 @pytest.fixture(scope="session")
 def scripted() -> type[ScriptedRuntime]:
     return ScriptedRuntime
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test writes to the user's own cache, nor does a command that a test runs."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setattr(index, "cache_folder", lambda *_: folder)
+        yield folder

@@ -21,10 +21,10 @@ from qwen_agent.tools.base import Tool
 class Settings:
     """What the user chose. Everything is optional; each tool says what it cannot do without.
 
-    ``docs`` is searched, with its index in the file ``index`` (None: in memory); ``files`` is listed, read and, with
-    ``write``, written; ``workdir`` is where code runs (None: in a temporary folder), in no sandbox if ``unsafe``;
-    ``artifacts`` is where pictures and files that tools make are kept. ``web`` holds the search service and its keys
-    (`qwen_agent.tools.web_search`).
+    ``docs`` is searched, with its index in the file ``index`` (None: in the user's cache); ``files`` is listed, read
+    and, with ``write``, written; ``workdir`` is where code runs (None: in a temporary folder), in no sandbox if
+    ``unsafe``; ``artifacts`` is where pictures and files that tools make are kept. ``web`` holds the search service
+    and its keys (`qwen_agent.tools.web_search`).
 
     ``image_model`` and ``vision_model`` are checkpoints on this machine or hub ids, or, with ``image_url`` and
     ``vision_url``, the names of models behind an OpenAI-compatible service; an ``image_url`` with {prompt} in it is

@@ -1,4 +1,4 @@
-"""Shared by the tests of tools: a server on this machine, a pretended internet that leads to it, a PDF, a cache."""
+"""Shared by the tests of tools: a server on this machine, a pretended internet that leads to it, a PDF."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import urllib3
-
-from qwen_agent.tools import index
 
 Page = bytes | Callable[[socket.socket], None]
 
@@ -117,15 +114,6 @@ def internet(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> Internet:
     monkeypatch.setattr(socket, "getaddrinfo", made.resolve)
     monkeypatch.setattr(urllib3.util.connection, "create_connection", made.connect)
     return made
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """No test writes to the user's own cache."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "cache_folder", lambda *_: folder)
-        yield folder
 
 
 def make_pdf(*pages: str, title: str = "") -> bytes:

@@ -1,3 +1,4 @@
+import doctest
 import re
 import sqlite3
 import time
@@ -224,3 +225,10 @@ def test_a_query_that_is_everywhere_is_fast_enough(tmp_path):
 def test_what_the_tool_declares(search):
     assert search.name == "search" and search.untrusted and not search.side_effects
     assert search.description == "Search 8 documents for facts."
+
+
+def test_the_examples_in_the_documentation(tmp_path, pdf):
+    pytest.importorskip("pypdf")
+    page = Path(__file__).parents[2] / "docs" / "tools" / "search.md"
+    ran = doctest.testfile(str(page), module_relative=False, globs={"folder": tmp_path, "pdf": pdf})
+    assert ran.attempted > 10 and not ran.failed

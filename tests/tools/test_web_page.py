@@ -1,4 +1,7 @@
+import doctest
 import gzip
+import json
+from pathlib import Path
 
 import pytest
 
@@ -235,3 +238,24 @@ def test_what_the_tool_declares(page):
 )
 def test_where_pages_are_cut(text, parts):
     assert split_pages(text, 12) == parts
+
+
+def test_the_examples_in_the_documentation(server):
+    found = [
+        (
+            "Eiffel Tower - Wikipedia",
+            "https://en.wikipedia.org/wiki/Eiffel_Tower",
+            "The tower is 330 metres (1,083 ft) tall.",
+        ),
+        ("Eiffel Tower: how tall is it?", "https://example.org/tower", "About as tall as a building of 81 storeys."),
+    ]
+    results = [dict(zip(("title", "url", "content"), each, strict=True)) for each in found]
+    server.page("/search", json.dumps({"query": "", "results": results}), kind="application/json")
+    server.page(
+        "/tower",
+        "<title>The Eiffel Tower</title><nav>Menu</nav><p>It is <b>330</b> metres tall.<table><tr><th>Floor<th>Height"
+        "<tr><td>First<td>57 m<tr><td>Second<td>115 m</table><footer>Imprint</footer>",
+    )
+    page = Path(__file__).parents[2] / "docs" / "tools" / "web.md"
+    ran = doctest.testfile(str(page), module_relative=False, globs={"server": server})
+    assert ran.attempted > 8 and not ran.failed
