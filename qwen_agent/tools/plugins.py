@@ -130,6 +130,51 @@ def from_openai_function(
     )
 
 
+def from_langchain(tool: Any, *, untrusted: bool = True, side_effects: bool = True) -> Tool:
+    """A LangChain tool (``BaseTool``) as one of ours. Its errors become failed results; LangChain is not imported.
+
+    Arguments are checked against the tool's own schema, and by LangChain once more. Nothing is known about what it
+    reads and changes, so the worst is assumed unless you say otherwise. Raises InputError for what is no such tool.
+    """
+    invoke, schema = getattr(tool, "invoke", None), getattr(tool, "tool_call_schema", None)
+    if not callable(invoke) or schema is None or not hasattr(tool, "name"):
+        raise InputError(f"{tool!r} is no LangChain tool: it needs name, tool_call_schema and invoke")
+    return Tool(
+        name=tool.name,
+        description=str(tool.description or ""),
+        parameters=schema if isinstance(schema, dict) else schema.model_json_schema(),
+        function=lambda **arguments: invoke(arguments),
+        untrusted=untrusted,
+        side_effects=side_effects,
+    )
+
+
+def from_smolagents(tool: Any, *, untrusted: bool = True, side_effects: bool = True) -> Tool:
+    """A smolagents tool (``Tool``, ``@tool``) as one of ours (see `from_langchain`). Nullable inputs are optional."""
+    inputs = getattr(tool, "inputs", None)
+    if not callable(tool) or not isinstance(inputs, Mapping) or not hasattr(tool, "name"):
+        raise InputError(f"{tool!r} is no smolagents tool: it needs name, inputs and to be callable")
+    properties = {name: _smolagents_schema(entry) for name, entry in inputs.items()}
+    required = [name for name, entry in inputs.items() if not entry.get("nullable")]
+    return Tool(
+        name=tool.name,
+        description=str(tool.description or ""),
+        parameters={"type": "object", "properties": properties, "required": required},
+        function=lambda **arguments: tool(**arguments),
+        untrusted=untrusted,
+        side_effects=side_effects,
+    )
+
+
+def _smolagents_schema(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An input's JSON Schema. Pictures and sounds come as text (a path, a URL); "any" says nothing about the type."""
+    kinds = {"any": None, "image": "string", "audio": "string"}
+    kind = entry.get("type", "any")
+    kind = kinds.get(kind, kind) if isinstance(kind, str) else kind
+    plain = {key: value for key, value in entry.items() if key not in ("type", "nullable")}
+    return plain if kind is None else {**plain, "type": kind}
+
+
 def _entry_points() -> Iterable[importlib.metadata.EntryPoint]:
     return sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: point.name)
 

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from qwen_agent.errors import InputError
 from qwen_agent.prompt import ReActTemplate, describe
 from qwen_agent.tools.base import Tool
-from qwen_agent.tools.plugins import from_openai_function, from_qwen_plugin, installed, load_plugins
+from qwen_agent.tools.plugins import (
+    from_langchain,
+    from_openai_function,
+    from_qwen_plugin,
+    from_smolagents,
+    installed,
+    load_plugins,
+)
 
 # Qwen's own template and plugin descriptions, from react_prompt.md of the 2023 release.
 TOOL_DESC = (
@@ -292,3 +299,79 @@ def test_the_page_about_plugins_is_true() -> None:
         pytest.skip("the tests were installed without the documentation")
     failed, tried = doctest.testfile(str(page), module_relative=False, verbose=False)
     assert (failed, tried > 5) == (0, True)
+
+
+# ---- tools of other frameworks
+
+
+class LikeLangChain:
+    """What of LangChain's BaseTool is used here."""
+
+    name, description = "multiply", "Multiplies."
+    tool_call_schema: ClassVar[Any] = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+        "required": ["a", "b"],
+    }
+
+    def invoke(self, arguments: dict[str, int]) -> int:
+        return arguments["a"] * arguments["b"]
+
+
+class LikeSmolagents:
+    name, description = "greet", "Greets."
+    inputs: ClassVar[Any] = {
+        "who": {"type": "string", "description": "a name"},
+        "how": {"type": "any", "nullable": True, "description": "a word"},
+        "face": {"type": "image", "nullable": True, "description": "a picture"},
+    }
+
+    def __call__(self, who: str, how: str = "Hello") -> str:
+        return f"{how}, {who}"
+
+
+def test_tools_of_other_frameworks_are_taken_as_they_are() -> None:
+    multiply, greet = from_langchain(LikeLangChain()), from_smolagents(LikeSmolagents())
+    assert multiply.invoke({"a": 6, "b": "7"}).content == "42"
+    assert "'b' is missing" in multiply.invoke({"a": 6}).content
+    assert greet.invoke({"who": "Ada"}).content == "Hello, Ada"
+    assert greet.parameters["required"] == ["who"]
+    assert "type" not in greet.parameters["properties"]["how"]
+    assert greet.parameters["properties"]["face"]["type"] == "string"
+    assert (greet.untrusted, greet.side_effects) == (True, True)
+    for make in (from_langchain, from_smolagents):
+        with pytest.raises(InputError, match=r"is no (LangChain|smolagents) tool"):
+            make("search")
+
+
+def test_a_real_langchain_tool() -> None:
+    tools = pytest.importorskip("langchain_core.tools")
+
+    @tools.tool
+    def multiply(a: int, b: int = 2) -> int:
+        """Multiplies two numbers."""
+        return a * b
+
+    made = from_langchain(multiply)
+    assert made.invoke({"a": 21}).content == "42"
+    assert made.parameters["required"] == ["a"]
+    assert not made.invoke({"a": "many"}).ok
+
+
+@pytest.mark.filterwarnings("ignore:Function 'greet' has decorators")  # its name for a module prefix
+def test_a_real_smolagents_tool() -> None:
+    smolagents = pytest.importorskip("smolagents")
+
+    @smolagents.tool
+    def greet(who: str, how: str = "Hello") -> str:
+        """Greets.
+
+        Args:
+            who: a name
+            how: a word
+        """
+        return f"{how}, {who}"
+
+    made = from_smolagents(greet)
+    assert made.invoke({"who": "Ada"}).content == "Hello, Ada"
+    assert made.parameters["properties"]["who"]["description"] == "a name"
