@@ -263,10 +263,15 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class Weighed:
-    """Fact: what the model thinks of its choices before a step. ``about`` is the digest of the prompt."""
+    """Fact: what the model thinks of its choices before a step. ``about`` is the digest of the prompt.
+
+    ``usage`` is what weighing cost where the generation was begun anew for what was then decided; else the
+    generation's own usage holds it.
+    """
 
     confidence: Confidence | None
     about: str = ""
+    usage: Usage = field(default_factory=Usage)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,8 @@ class LocalRuntime:
         cached = session.cache.length
         logits = yield from self._read(session, ids)
         if config.choices:
-            yield Chunk(weights=self._weigh(session.cache, logits, config.choices))
+            weights = self._weigh(session.cache, logits, config.choices)
+            yield Chunk(weights=weights, usage=Usage(len(ids), cached, 0, time.perf_counter() - started))
         first = time.perf_counter()
         writer = _Writer(self.tokenizer, config.stop)
         chooser = self._chooser(session, config)

@@ -18,8 +18,9 @@ class Chunk:
 
     ``text`` is safe to show (often "" while something is held back). ``read`` is (done, total) prompt tokens while
     the prompt is read. ``weights`` comes once, after that, if the config has ``choices``: the probability of each,
-    relative to the others. The last chunk has a ``finish``: "stop" (a stop id or string) or "length" (the token limit
-    or the end of the window), with ``output``: the whole text before the stop, as the tokens that were written.
+    relative to the others, with the usage so far. The last chunk has a ``finish``: "stop" (a stop id or string) or
+    "length" (the token limit or the end of the window), with ``output``: the whole text before the stop, as the
+    tokens that were written.
     """
 
     text: str = ""

@@ -9,7 +9,7 @@ from qwen_agent.llm.config import GenerationConfig
 from qwen_agent.llm.runtime import Chunk, Runtime, text_of
 from qwen_agent.loop.run import Run
 from qwen_agent.parser import Parsed, Part, StepParser
-from qwen_agent.types import Confidence, Event, ModelWrote, Prompt, Reading, Text, Weighed
+from qwen_agent.types import Confidence, Event, ModelWrote, Prompt, Reading, Text, Usage, Weighed
 
 # Written by the tools alone. Also with the full-width colon of Chinese and Japanese text.
 OBSERVATION = ("Observation:", "Observation\uff1a")
@@ -59,6 +59,7 @@ class Writer:
         digest = run.digest
         if config.choices and (weighed := run.past.take(Weighed, digest)):
             yield weighed
+            run.usage += weighed.usage
             if self._decide(run, weighed.confidence):
                 return None
             config = replace(config, choices=())
@@ -96,8 +97,11 @@ class Writer:
                 if last.weights:
                     answer, *calls = last.weights
                     confidence = Confidence(answer, dict(zip(self.tools, calls, strict=True)))
-                    yield Weighed(confidence, run.digest)
-                    if self._decide(run, confidence):
+                    settled = self._decide(run, confidence)
+                    weighed = Weighed(confidence, run.digest, last.usage if settled else Usage())
+                    run.usage += weighed.usage
+                    yield weighed
+                    if settled:
                         return None
                 if last.text:
                     yield from parser.feed(last.text)

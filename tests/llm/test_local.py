@@ -174,7 +174,9 @@ def test_choices_are_weighed_where_the_prompt_ends(embedded: LocalRuntime) -> No
     choices = tuple((Text(text),) for text in (" Paris", " Paris is", " Rome", " Paris is", ""))
     prompt = (Text("The capital of France is"),)
     chunks = list(embedded.stream(prompt, GenerationConfig(max_new_tokens=3, choices=choices)))
-    weights = next(chunk.weights for chunk in chunks if chunk.weights)
+    weighed = next(chunk for chunk in chunks if chunk.weights)
+    weights = weighed.weights or ()
+    assert weighed.usage.prompt_tokens == chunks[-1].usage.prompt_tokens
     assert sum(weights) == pytest.approx(1.0)
     # Choices that begin others count as far as they go; equal ones weigh the same.
     assert weights[0] > weights[1] == weights[3]
