@@ -49,7 +49,7 @@ def observations(result: AgentResult) -> list[str]:
 # ---- budgets
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.sampled_from(["call", "other", "bad", "unknown", "answer", "silence", "chatter"]), max_size=8),
     st.integers(0, 4),

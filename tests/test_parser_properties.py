@@ -126,7 +126,7 @@ NOISE: list[Callable[[dict[str, Any]], str]] = [
 
 
 @given(PAIRS, st.sampled_from(NOISE))
-@settings(steady, max_examples=600)
+@settings(steady, max_examples=300)
 def test_an_instance_of_a_schema_is_read_back_through_noise(pair: Pair, noise: Callable[[dict[str, Any]], str]) -> None:
     schema, values = pair
     assert Draft202012Validator(schema).is_valid(values)
