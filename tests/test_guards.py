@@ -333,7 +333,9 @@ def test_an_agent_cannot_be_changed_but_copied(scripted: Any) -> None:
     assert dataclasses.replace(agent, system="x").tools == agent.tools
 
 
-def test_a_cancelled_run_stops_its_tool(scripted: Any) -> None:
+def lingering() -> tuple[Any, threading.Event, threading.Event]:
+    """A tool that runs until nobody waits for it; an event when it has begun, and one when it has stopped."""
+
     @tool(seconds=30)
     def slow() -> str:
         running.set()
@@ -343,21 +345,18 @@ def test_a_cancelled_run_stops_its_tool(scripted: Any) -> None:
         return ""
 
     running, stopped = threading.Event(), threading.Event()
+    return slow, running, stopped
+
+
+def test_a_cancelled_run_stops_its_tool(scripted: Any) -> None:
+    slow, running, stopped = lingering()
     result = Agent(scripted(call("slow", "{}")), [slow]).run("q", cancelled=running.is_set)
     assert result.stop_reason is StopReason.CANCELLED
     assert stopped.wait(5)
 
 
 def test_async_runs_do_not_block_and_can_be_cancelled(scripted: Any) -> None:
-    @tool(seconds=30)
-    def slow() -> str:
-        running.set()
-        while not cancelled():
-            time.sleep(0.01)
-        stopped.set()
-        return ""
-
-    running, stopped = threading.Event(), threading.Event()
+    slow, running, stopped = lingering()
 
     async def main() -> None:
         one, two = await asyncio.gather(

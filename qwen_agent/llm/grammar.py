@@ -80,13 +80,14 @@ def _grammar(*rules: str) -> Grammar:
 
 def _calls(tools: Iterable[CallableTool]) -> list[str]:
     """One alternative for each tool: its name, its input and the beginning of the observation, where a step stops."""
+    offered = list(tools)
     calls = [
         f"{json.dumps(f' {tool.name}' + chr(10) + 'Action Input: ')} "
         f"{'code' if tool.args_format == 'code' else _json(tool.parameters)}"
-        for tool in tools
+        for tool in offered
     ]
     rules = [f'call: ({" | ".join(calls)}) "\\nObservation:"']
-    return [*rules, _CODE] if any(" code" in call[-5:] for call in calls) else rules
+    return [*rules, _CODE] if any(tool.args_format == "code" for tool in offered) else rules
 
 
 def _json(schema: Mapping[str, Any]) -> str:

@@ -77,7 +77,7 @@ def observe(
         result = _result(run, call, tool if runs else None, earlier)
         if run.cancelled:
             return None
-        finished = _readable(run, call, tool, result, written, count)
+        finished = _readable(run, call, key, tool, result, written, count)
     if runs:
         run.remember(finished)
     return finished
@@ -95,13 +95,13 @@ def _result(run: Run, call: ToolCall, tool: Tool | None, earlier: ToolResult | N
 
 
 def _readable(
-    run: Run, call: ToolCall, tool: Tool | None, result: ToolResult, written: int, count: context.Count
+    run: Run, call: ToolCall, key: str, tool: Tool | None, result: ToolResult, written: int, count: context.Count
 ) -> ToolFinished:
     """The result, cut to what the model may read of it."""
     wanted = (tool.max_tokens if tool is not None else None) or run.limits.observation_tokens
     content, dropped = context.cut(result.content, context.observation_limit(run, wanted, written), count)
     result = replace(result, content=content, dropped_chars=result.dropped_chars + dropped)
-    return ToolFinished(call, result, count(observation(content)), round(run.elapsed, 6), call_key(call))
+    return ToolFinished(call, result, count(observation(content)), round(run.elapsed, 6), key)
 
 
 def reader(run: Run) -> Tool:

@@ -18,14 +18,14 @@ import json
 import mimetypes
 import re
 import unicodedata
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qwen_agent.errors import InputError, QwenAgentError, ToolError
 from qwen_agent.tools.artifacts import ArtifactStore, describe
 from qwen_agent.tools.base import ToolOutput
-from qwen_agent.tools.schema import check_parameters, compact
+from qwen_agent.tools.schema import check_parameters, compact, references
 from qwen_agent.types import Artifact
 
 MAX_DESCRIPTION = 600  # characters; a small model reads every tool's in every prompt
@@ -118,9 +118,9 @@ def _parameters(given: Any) -> dict[str, Any]:
     if _parts(schema, definitions, MAX_SCHEMA_PARTS) > MAX_SCHEMA_PARTS:
         raise InputError(f"its schema has more than {MAX_SCHEMA_PARTS} parts when its references are written out")
     written_out = compact(schema)
-    if next(_references(written_out), None) is None:
+    if next(references(written_out), None) is None:
         return written_out
-    for reference in _references(schema):  # compact() knows those to definitions only; a validator resolves the rest
+    for reference in references(schema):  # compact() knows those to definitions only; a validator resolves the rest
         if not _resolves(schema, reference):
             raise InputError(f"its schema refers to {one_line(reference, 80)!r}, which it does not have")
     return schema
@@ -160,18 +160,6 @@ def _parts(schema: Any, definitions: Mapping[str, Any], limit: int, inside: froz
             break
         total += _parts(part, definitions, limit - total, inside)
     return total
-
-
-def _references(schema: Any) -> Iterator[str]:
-    if isinstance(schema, Mapping):
-        for key, value in schema.items():
-            if key in ("$ref", "$dynamicRef") and isinstance(value, str):
-                yield value
-            else:
-                yield from _references(value)
-    elif isinstance(schema, list):
-        for part in schema:
-            yield from _references(part)
 
 
 def _resolves(schema: Any, reference: str) -> bool:

@@ -12,7 +12,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
 
     if parameters.get("type", "object") != "object" or not isinstance(parameters.get("properties", {}), Mapping):
         raise InputError("parameters must be a JSON Schema of type 'object' with its arguments under 'properties'")
-    for reference in _references(parameters):
+    for reference in references(parameters):
         if not reference.startswith("#"):
             raise InputError(f"parameters may not refer to {reference!r}: put the schema under '$defs' instead")
     try:
@@ -288,16 +288,17 @@ def _local_name(reference: Any) -> str:
     return match[1].replace("~1", "/").replace("~0", "~") if match else ""
 
 
-def _references(schema: Any) -> Iterable[str]:
+def references(schema: Any) -> Iterator[str]:
+    """Every reference in the schema, local or not, in its order."""
     if isinstance(schema, Mapping):
         for key, value in schema.items():
             if key in ("$ref", "$dynamicRef") and isinstance(value, str):
                 yield value
             else:
-                yield from _references(value)
+                yield from references(value)
     elif isinstance(schema, list):
         for part in schema:
-            yield from _references(part)
+            yield from references(part)
 
 
 def _type_text(schema: Any) -> str:
