@@ -38,16 +38,20 @@ def rotary_tables(config: ModelConfig, positions: Tensor, alpha: Tensor | float)
     ``alpha`` is one number, or a tensor [..., 1] with one value per row. The angle is computed in float32, as
     the reference does.
     """
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device)  # [D/2]
-    exponent = config.head_dim / (config.head_dim - 2)
-    if isinstance(alpha, Tensor):
-        base = config.rope_base * alpha.double() ** exponent  # [..., 1]
-        inverse = 1.0 / (base.float()[..., None] ** (half / config.head_dim))  # [..., 1, D/2]
-    else:
-        inverse = 1.0 / (config.rope_base * alpha**exponent) ** (half / config.head_dim)  # [D/2]
+    inverse = inverse_frequencies(config, alpha, positions.device)  # [D/2] or [..., 1, D/2]
     angles = positions[..., None].float() * inverse  # [..., T, D/2]
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
+
+
+def inverse_frequencies(config: ModelConfig, alpha: Tensor | float, device: torch.device) -> Tensor:
+    """Radians per token of each pair of dimensions: float32 [D/2]; for alpha [..., 1] one row each, [..., 1, D/2]."""
+    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)  # [D/2]
+    exponent = config.head_dim / (config.head_dim - 2)
+    if isinstance(alpha, Tensor):
+        base = config.rope_base * alpha.double() ** exponent  # [..., 1]
+        return 1.0 / (base.float()[..., None] ** (half / config.head_dim))
+    return 1.0 / (config.rope_base * alpha**exponent) ** (half / config.head_dim)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
