@@ -19,21 +19,22 @@ class QuantizedLinear(nn.Module):
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.in_features, self.out_features = weight.in_features, weight.out_features
-        self.dtype = dtype
+        self.dtype, self.bits = dtype, weight.bits
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self._matmul: MatMul | None
+        self.matmul: MatMul | None
         found = quantized_matmul(Codes(*unpack(weight), weight.bits, ordered=_in_order(weight)), dtype)
-        self.kernel, self._matmul = found if found is not None else ("dequantize", None)
+        self.kernel, self.matmul = found if found is not None else ("dequantize", None)
         # A packed kernel holds its own copy of the codes; the checkpoint's layout is then not kept.
         self.weight = weight if found is None else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._matmul is not None:
-            y = self._matmul(x)
-        else:
-            assert self.weight is not None
-            y = F.linear(x, dequantize(self.weight, self.dtype))
+        y = self.matmul(x) if self.matmul is not None else F.linear(x, self.written_out())
         return y if self.bias is None else y + self.bias
+
+    def written_out(self) -> Tensor:
+        """The matrix [N, K], rebuilt; only where no packed kernel took it over."""
+        assert self.weight is not None
+        return dequantize(self.weight, self.dtype)
 
 
 def _in_order(weight: QuantizedWeight) -> bool:

@@ -6,6 +6,8 @@ what runs. "dequantize" is the reference: right everywhere, slow.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -53,7 +55,44 @@ def _cpu_fits(bits: int) -> Callable[[Codes, torch.dtype], bool]:
     return fits
 
 
+def _int4_triton_fits(codes: Codes, dtype: torch.dtype) -> bool:
+    if codes.q.device.type != "cuda" or codes.bits != 4 or not codes.ordered or not has_triton():
+        return False
+    from qwen_agent.llm.kernels.gemv_int4 import fits
+
+    return fits(codes.q.shape[1], codes.group)
+
+
+def _int4_triton(q: Tensor, scales: Tensor, zeros: Tensor) -> MatMul:
+    from qwen_agent.llm.kernels.matmul_int4 import Int4MatMul
+
+    return Int4MatMul(q, scales, zeros)
+
+
+def _int4_mma_fits(codes: Codes, dtype: torch.dtype) -> bool:
+    if codes.q.device.type != "cuda" or codes.bits != 4 or not codes.ordered or dtype == torch.float32:
+        return False
+    from qwen_agent.llm.kernels.mma_int4 import available, fits
+
+    rows, columns = codes.q.shape
+    return available(codes.q.device) and fits(rows, columns, codes.group)
+
+
+def _int4_mma(q: Tensor, scales: Tensor, zeros: Tensor) -> MatMul:
+    from qwen_agent.llm.kernels.mma_int4 import TiledMatMul
+
+    return TiledMatMul(q, scales, zeros)
+
+
+@functools.cache
+def has_triton() -> bool:
+    """True if GPU kernels can be compiled here."""
+    return importlib.util.find_spec("triton") is not None
+
+
 _QUANTIZED = (
+    _Kernel("int4_mma", _int4_mma_fits, _int4_mma),
+    _Kernel("int4_triton", _int4_triton_fits, _int4_triton),
     _Kernel("int4_cpu", _cpu_fits(4), int4_linear),
     _Kernel("int8_cpu", _cpu_fits(8), int8_linear),
 )
