@@ -56,6 +56,7 @@ def build_agent(
     model: str,
     device: str | None,
     dtype: str | None,
+    kv_cache: str | None,
     offline: bool,
     max_steps: int,
     max_tool_calls: int | None,
@@ -73,7 +74,7 @@ def build_agent(
     from qwen_agent.react import Agent
 
     return Agent(
-        _load(model, device=device, dtype=dtype, offline=offline, quiet=quiet),
+        _load(model, device=device, dtype=dtype, kv_cache=kv_cache, offline=offline, quiet=quiet),
         tools,
         system=system or DEFAULT_SYSTEM,
         generation=GenerationConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed),
@@ -89,6 +90,7 @@ def rebuild_agent(
     model: str,
     device: str | None,
     dtype: str | None,
+    kv_cache: str | None,
     offline: bool,
 ) -> Agent:
     """The agent of a log. What its description does not hold (``sources``) has to be given again.
@@ -103,7 +105,9 @@ def rebuild_agent(
     tools = rebuild_tools(described["tools"], sources)
     from qwen_agent.react import Agent
 
-    return Agent(_load(model, device=device, dtype=dtype, offline=offline, quiet=quiet), tools, **options)
+    return Agent(
+        _load(model, device=device, dtype=dtype, kv_cache=kv_cache, offline=offline, quiet=quiet), tools, **options
+    )
 
 
 def rebuild_tools(described: Sequence[Mapping[str, Any]], sources: Sources) -> list[Tool]:
@@ -190,12 +194,14 @@ def _listed(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
-def _load(model: str, *, device: str | None, dtype: str | None, offline: bool, quiet: bool) -> LocalRuntime:
+def _load(
+    model: str, *, device: str | None, dtype: str | None, kv_cache: str | None, offline: bool, quiet: bool
+) -> LocalRuntime:
     with loading(model, quiet=quiet) as progress:
         with _interrupted_later():
             from qwen_agent.llm.local import load_runtime
 
-        return load_runtime(model, device=device, dtype=dtype, offline=offline, progress=progress)
+        return load_runtime(model, device=device, dtype=dtype, kv_cache=kv_cache, offline=offline, progress=progress)
 
 
 @contextlib.contextmanager

@@ -76,6 +76,7 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
 _place_options = _options(
     click.option("--device", help="cpu or cuda.  [default: cuda if there is one]"),
     click.option("--dtype", help="float32, bfloat16 or float16.  [default: what is fast on the device]"),
+    click.option("--kv-cache", type=click.Choice(["int8"]), help="Keep the KV cache in 8 bits (CUDA only)."),
     click.option("--offline", is_flag=True, help="Use only models that are already downloaded."),
 )
 _folder = click.Path(path_type=Path)

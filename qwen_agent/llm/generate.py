@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from qwen_agent.llm.cache import KVCache
-from qwen_agent.llm.model import Model
-
-PREFILL_CHUNK = 512  # tokens per forward pass while reading: bounds memory, and is how soon a cancel is seen
+from qwen_agent.llm.config import ModelConfig
 
 
-def prefill(model: Model, ids: Sequence[int], cache: KVCache) -> Iterator[tuple[int, Tensor | None]]:
+class Decoder(Protocol):
+    """What generation needs of a model: Model has it, and so has CudaModel."""
+
+    config: ModelConfig
+    chunk: int  # tokens per forward pass while reading: bounds memory, and is how soon a cancel is seen
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def new_cache(self, prompt_length: int) -> KVCache: ...
+
+    def hidden(self, ids: Tensor, cache: KVCache) -> Tensor: ...
+
+    def last_logits(self, ids: Tensor, cache: KVCache) -> Tensor: ...
+
+    def __call__(self, ids: Tensor, cache: KVCache) -> Tensor: ...
+
+
+def prefill(model: Decoder, ids: Sequence[int], cache: KVCache) -> Iterator[tuple[int, Tensor | None]]:
     """Read ids (at least one) on top of the cache, in pieces.
 
     Yields (tokens read so far, None) after each piece but the last, then (len(ids), logits [V] after the last id).
     """
-    for start in range(0, len(ids), PREFILL_CHUNK):
-        piece = torch.tensor([ids[start : start + PREFILL_CHUNK]], dtype=torch.int64, device=model.device)
+    for start in range(0, len(ids), model.chunk):
+        piece = torch.tensor([ids[start : start + model.chunk]], dtype=torch.int64, device=model.device)
         end = start + piece.shape[1]
         if end < len(ids):
             model.hidden(piece, cache)
@@ -29,7 +46,7 @@ def prefill(model: Model, ids: Sequence[int], cache: KVCache) -> Iterator[tuple[
 
 
 def decode(
-    model: Model, logits: Tensor, cache: KVCache, choose: Callable[[Tensor], list[int]], limit: int
+    model: Decoder, logits: Tensor, cache: KVCache, choose: Callable[[Tensor], list[int]], limit: int
 ) -> Iterator[int]:
     """Yield up to ``limit`` token ids. ``choose`` picks from logits [V]; no token ends the generation.
 

@@ -13,15 +13,17 @@ import warnings
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from qwen_agent.errors import ContextOverflow, InputError
 from qwen_agent.llm.cache import KVCache
 from qwen_agent.llm.config import GenerationConfig, read_model_config
-from qwen_agent.llm.generate import decode, prefill
+from qwen_agent.llm.generate import Decoder, decode, prefill
 from qwen_agent.llm.grammar import Compiler, GrammarTooComplex, Matcher
 from qwen_agent.llm.hub import resolve_model
+from qwen_agent.llm.kernels import has_triton
 from qwen_agent.llm.model import Model
 from qwen_agent.llm.rope import request_alpha
 from qwen_agent.llm.runtime import Chunk, FinishReason
@@ -36,6 +38,16 @@ _KEPT_CACHES = 2
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+class Choice(Protocol):
+    """Chooses tokens on the device that makes the logits (llm/cuda/choice.py)."""
+
+    def sampler(self, config: GenerationConfig) -> Sampler: ...
+
+    def follow(
+        self, logits: torch.Tensor, cache: KVCache, config: GenerationConfig, ids: list[int], limit: int
+    ) -> Iterator[int]: ...
+
+
 @dataclass(slots=True)
 class _Session:
     """A KV cache and the request's ids: those whose keys it holds come first, then what is still to be read."""
@@ -48,9 +60,17 @@ class LocalRuntime:
     """Runs a Model. Several streams may be open at once, from one thread or many; each has its own KV cache."""
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, *, name: str = "local", kept_caches: int = _KEPT_CACHES
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        *,
+        name: str = "local",
+        kept_caches: int = _KEPT_CACHES,
+        choice: Choice | None = None,
     ) -> None:
+        """``choice`` chooses tokens on the model's own device, if it can."""
         self.name = name
+        self._choice = choice
         self.model = model
         self.tokenizer = tokenizer
         self.window = model.config.window
@@ -91,7 +111,7 @@ class LocalRuntime:
         writer = _Writer(self.tokenizer, config.stop)
         chooser = self._chooser(session, config)
         finish: FinishReason = "length"
-        for token in decode(self.model, logits, session.cache, chooser, chooser.limit):
+        for token in self._decode(logits, session, config, chooser):
             if token in self.stop_ids:
                 finish = "stop"
                 break
@@ -116,9 +136,19 @@ class LocalRuntime:
             if logits is not None:
                 return logits
 
+    def _decode(
+        self, logits: torch.Tensor, session: _Session, config: GenerationConfig, chooser: _Chooser
+    ) -> Iterator[int]:
+        if self._choice is not None and config.grammar is None:
+            return self._choice.follow(logits, session.cache, config, session.ids, chooser.limit)
+        return decode(self.model, logits, session.cache, chooser, chooser.limit)
+
     def _chooser(self, session: _Session, config: GenerationConfig) -> _Chooser:
         matcher = self._compiler().matcher(config.grammar) if config.grammar is not None else None
-        sample = build_sampler(config, self._vocabulary, self.model.device)
+        if self._choice is not None:
+            sample = self._choice.sampler(config)
+        else:
+            sample = build_sampler(config, self._vocabulary, self.model.device)
         limit = min(config.max_new_tokens, self.window - len(session.ids))
         bound = _Bound(matcher, self.tokenizer, config.stop) if matcher is not None else None
         return _Chooser(sample, session.ids, bound, self.stop_ids, limit)
@@ -373,19 +403,35 @@ def load_runtime(
     revision: str | None = None,
     endpoint: str | None = None,
     offline: bool = False,
+    kv_cache: str | None = None,
     progress: Progress | None = None,
 ) -> LocalRuntime:
     """Load "embedded", a local folder or a hub id, ready to generate.
 
     ``device`` defaults to CUDA if there is one, else the CPU; ``dtype`` to what is fast there: bfloat16 where the
     device computes in it (and for quantised weights, whose CPU kernels take it), else float16 on CUDA and float32 on
-    the CPU. Raises ModelError or InputError with the fix.
+    the CPU. ``kv_cache`` "int8" halves the KV cache (CUDA only). Raises ModelError or InputError with the fix.
     """
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kv_cache is not None and (kv_cache != "int8" or not where.startswith("cuda")):
+        raise InputError(f"kv_cache {kv_cache!r} on {where} is not implemented: use 'int8' with device='cuda', or none")
     folder = resolve_model(model, revision=revision, endpoint=endpoint, offline=offline)
     tokenizer = load_tokenizer(folder)
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     loaded = load_model(folder, where, _dtype(dtype, where, folder), progress)
+    if loaded.device.type == "cuda":
+        if has_triton():
+            return _on_cuda(loaded, tokenizer, str(model), torch.int8 if kv_cache else None)
+        warnings.warn("Triton is missing, so this runs several times slower: pip install triton", stacklevel=2)
     return LocalRuntime(loaded, tokenizer, name=str(model))
+
+
+def _on_cuda(model: Model, tokenizer: Tokenizer, name: str, cache_dtype: torch.dtype | None) -> LocalRuntime:
+    """The runtime with fused kernels, compiled and captured."""
+    from qwen_agent.llm.cuda import Choice, CudaModel
+
+    fused = CudaModel(model, cache_dtype=cache_dtype)
+    fused.warm_up()
+    return LocalRuntime(fused, tokenizer, name=name, choice=Choice(fused, min(tokenizer.size, model.config.vocab)))
 
 
 def _dtype(asked: torch.dtype | str | None, device: str, folder: Path) -> torch.dtype:

@@ -100,6 +100,8 @@ class Layer(nn.Module):
 class Model(nn.Module):
     """The decoder. It holds weights only: whatever belongs to a request is in its KVCache."""
 
+    chunk = 512  # tokens that a runtime reads per forward pass: a second on a slow CPU
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config

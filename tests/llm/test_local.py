@@ -286,3 +286,8 @@ def test_a_wrong_dtype_or_device_is_named() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="no CUDA device"):
             load_runtime("embedded", device="cuda", dtype="float32")
+
+
+def test_an_eight_bit_cache_on_the_cpu_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(InputError, match="kv_cache 'int8' on cpu is not implemented: use 'int8' with device='cuda'"):
+        load_runtime("nowhere/at-all", device="cpu", kv_cache="int8")
