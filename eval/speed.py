@@ -38,6 +38,7 @@ def main() -> None:
     runtime = load_runtime(folder, device="cpu")
     load_seconds = time.perf_counter() - started
     model = runtime.model
+    assert isinstance(model, Model)
     ids = torch.randint(100, 40_000, (1, args.context + args.tokens))
     with tempfile.TemporaryDirectory() as scratch:
         peer = None if args.no_peer else _peer(folder, Path(scratch))
