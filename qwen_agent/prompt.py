@@ -19,6 +19,8 @@ DEFAULT_SYSTEM = "You are a helpful assistant."
 READ_AGAIN = "read_observation"
 MARKERS = ("Question", "Thought", "Action", "Action Input", "Observation", "Final Answer")
 
+_THOUGHT = "Thought:"
+_ANSWERS = "I now know the final answer"
 _ARGS_FORMAT = {
     "json": "Format the arguments as a JSON object.",
     "code": "Enclose the code within triple backticks (`) at the beginning and end of the code.",
@@ -152,7 +154,7 @@ def fit_history(
 
 def observation(text: str) -> Prompt:
     """What follows a call: the tool's text as an observation, and the beginning of the next thought."""
-    return (Text("Observation:"), Text(f" {quote_markers(printable(text))}\n"), Text("Thought:"))
+    return (Text("Observation:"), Text(f" {quote_markers(printable(text))}\n"), Text(_THOUGHT))
 
 
 def stub(step: int, tokens: int) -> Prompt:
@@ -160,17 +162,33 @@ def stub(step: int, tokens: int) -> Prompt:
     return observation(f'[{tokens} tokens left out; {READ_AGAIN} {{"step": {step}}} shows them]')
 
 
+def awaits_thought(before: str) -> bool:
+    """Whether the text ends as an observation does, so that the model's next thought follows."""
+    return before.endswith(_THOUGHT)
+
+
+def call_step(before: str, name: str, arguments: str, thought: str = "") -> Prompt:
+    """A step that calls a tool, as a model writes it after the text ``before``; an `observation` follows."""
+    why = thought or f"{_use(name)}."
+    return (Text(f"{_lead(before)}{why}\nAction: {name}\nAction Input: {arguments}\n"),)
+
+
+def answer_step(before: str, answer: str, thought: str = "") -> Prompt:
+    """A step that answers, as a model writes it after the text ``before``."""
+    if not thought:
+        return (*force_answer(before), Text(f" {answer}"))
+    return (Text(f"{_lead(before)}{thought}\nFinal Answer: {answer}"),)
+
+
 def force_answer(before: str) -> Prompt:
     """The words that make a model answer now, as they go on after the text ``before``."""
-    lead = " " if before.endswith("Thought:") else "Thought: " if before.endswith("\n") else "\nThought: "
-    return (Text(f"{lead}I now know the final answer.\nFinal Answer:"),)
+    return (Text(f"{_lead(before)}{_ANSWERS}.\nFinal Answer:"),)
 
 
 def openings(tools: Iterable[str], before: str) -> tuple[Prompt, ...]:
     """How a step begins that answers, and how ones begin that call each of the tools, after the text ``before``."""
-    lead = " " if before.endswith("Thought:") else "Thought: "
-    calls = (f"{lead}I should use the {name} API" for name in tools)
-    return tuple((Text(text),) for text in (f"{lead}I now know the final answer", *calls))
+    lead = _lead(before)
+    return tuple((Text(f"{lead}{text}"),) for text in (_ANSWERS, *map(_use, tools)))
 
 
 def ask_for_json(system: str, schema: Mapping[str, Any]) -> str:
@@ -192,6 +210,17 @@ def printable(text: str) -> str:
 _MARKER_LINE = re.compile(rf"^([ \t]*(?:{'|'.join(MARKERS)})[ \t]*[:\uff1a])", re.MULTILINE | re.IGNORECASE)
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def _lead(before: str) -> str:
+    """What stands between the text ``before`` and a thought."""
+    if awaits_thought(before):
+        return " "
+    return f"{_THOUGHT} " if not before or before.endswith("\n") else f"\n{_THOUGHT} "
+
+
+def _use(tool: str) -> str:
+    return f"I should use the {tool} API"
 
 
 def _turn(role: Role, content: str | Prompt) -> Prompt:

@@ -12,14 +12,20 @@ from hypothesis import strategies as st
 from qwen_agent.errors import InputError
 from qwen_agent.llm.runtime import text_of
 from qwen_agent.llm.tokenizer import QwenTokenizer, encode_prompt
+from qwen_agent.parser import StepParser
 from qwen_agent.prompt import (
     MARKERS,
     ReActTemplate,
+    answer_step,
+    awaits_thought,
     build,
+    call_step,
     chatml,
     describe,
     fit_history,
+    force_answer,
     observation,
+    openings,
     printable,
     quote_markers,
 )
@@ -158,6 +164,27 @@ def test_an_observation_cannot_pose_as_a_step() -> None:
 
 def test_an_ordinary_observation_keeps_the_trained_format() -> None:
     assert text_of(observation("330 m")) == "Observation: 330 m\nThought:"
+
+
+def test_steps_of_others_are_written_in_the_trained_format() -> None:
+    called = text_of(call_step("", "search", '{"query": "a"}', "Let me see."))
+    assert called == 'Thought: Let me see.\nAction: search\nAction Input: {"query": "a"}\n'
+    seen = called + text_of(observation("330 m"))
+    assert awaits_thought(seen) and not awaits_thought(called)
+    assert text_of(call_step(seen, "search", "{}")).startswith(" I should use the search API.\nAction: search\n")
+    assert text_of(answer_step(seen, "330 m", "It is there.")) == " It is there.\nFinal Answer: 330 m"
+    assert text_of(answer_step(seen, "330 m")) == " I now know the final answer.\nFinal Answer: 330 m"
+    parser = StepParser()
+    parser.feed(called)
+    _, parsed = parser.finish()
+    assert (parsed.thought, parsed.action, parsed.action_input) == ("Let me see.", "search", '{"query": "a"}')
+
+
+@pytest.mark.parametrize(("before", "lead"), [("Thought:", " "), ("assistant\n", "Thought: "), ("hi", "\nThought: ")])
+def test_what_is_written_next_goes_on_from_what_was(before: str, lead: str) -> None:
+    starts = [force_answer(before), call_step(before, "a", "{}"), answer_step(before, "1"), *openings(["a"], before)]
+    for start, words in zip(starts, ("now know", "should use", "now know", "now know", "should use"), strict=True):
+        assert text_of(start).startswith(f"{lead}I {words} the ")
 
 
 def test_terminal_escapes_are_removed() -> None:
