@@ -20,6 +20,12 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "image": ("pictures with models of one's own", ("diffusers", "transformers", "accelerate", "pillow")),
     "ocr": ("read_text", ("rapidocr", "onnxruntime", "pillow")),
     "otel": ("spans of runs", ("opentelemetry-api", "opentelemetry-sdk")),
+    "smolagents": ("agents of smolagents", ("smolagents",)),
+    "hf": (
+        "the tools of Transformers Agents",
+        ("transformers", "diffusers", "accelerate", "pillow", "lxml", "sentencepiece"),
+    ),
+    "langchain": ("LangChain and LangGraph", ("langchain-core",)),
 }
 
 

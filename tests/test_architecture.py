@@ -25,7 +25,8 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "prompt": (("qwen_agent.types", "qwen_agent.errors"), ()),
     "arguments": ((), ()),
     "parser": (("qwen_agent.types", "qwen_agent.arguments"), ()),
-    "llm.kernels": (("qwen_agent.llm.kernels",), ("torch", "triton")),
+    "llm.kernels": (("qwen_agent.llm.kernels",), ("torch", "triton", "cuda", "flash_attn")),
+    "llm.cuda": (("qwen_agent.llm",), ("torch", "triton")),
     "llm": (
         ("qwen_agent.types", "qwen_agent.errors", "qwen_agent.llm"),
         ("torch", "numpy", "safetensors", "tiktoken", "tokenizers", "llguidance", "huggingface_hub", "httpx"),
@@ -45,6 +46,20 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "records": (
         (*PURE, *PURE_LLM, "qwen_agent.loop", "qwen_agent.records", "qwen_agent.react", "qwen_agent.tools.base"),
         ("pydantic_core", "opentelemetry"),
+    ),
+    "hf_agent_adapter": (
+        (
+            *(*PURE, *PURE_LLM, "qwen_agent.llm.local", "qwen_agent.loop.calls", "qwen_agent.tools"),
+            "qwen_agent.hf_agent_adapter",
+        ),
+        ("smolagents", "transformers", "diffusers", "torch", "numpy", "PIL"),
+    ),
+    "langchain_adapter": (
+        (
+            *(*PURE, *PURE_LLM, "qwen_agent.llm.local", "qwen_agent.loop", "qwen_agent.react"),
+            *("qwen_agent.tools.base", "qwen_agent.tools.plugins", "qwen_agent.langchain_adapter"),
+        ),
+        ("langchain_core", "pydantic", "pydantic_core"),
     ),
 }
 OUTER = (

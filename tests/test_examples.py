@@ -1,12 +1,20 @@
-"""Every example runs, as a user would run it."""
+"""Every example runs, as a user would run it; those of the adapters on a model that is loaded already.
+
+With WHOLE_SUITES=1 these too are run as a user would, and the slow one with them.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from qwen_agent import LocalRuntime
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SHOWN = {
@@ -15,17 +23,57 @@ SHOWN = {
     "typed_answer.py": ["result=1603.0", "sure of its first step: Confidence("],
     "streaming.py": ["[calling calculator with {'expression': '37*43+12'}]", "[observed '1603'", "1603"],
 }
+OF_ADAPTERS = {
+    "smolagents_agents.py": ["The answer is 1603", "calculator {'expression': '37*43+12'}"],
+    "smolagents_code_agent.py": ['CodeAgent wrote: {"thought": ', '"code": ', "and failed: "],
+    "transformers_agents_2023.py": ["answer = image_captioner(image)", "result: a red picture of 64 by 48 pixels"],
+    "langchain_agent.py": ["get_current_weather({'location': 'Oslo'})", "degrees=18)"],
+    "langchain_retrieval.py": ["330"],
+    "langgraph_steps.py": ["search({'query': 'height of the Eiffel Tower'})", "tool: 990", "ai: 3 times", "Everest"],
+}
+NEEDS = {
+    "smolagents_agents.py": "smolagents",
+    "smolagents_code_agent.py": "smolagents",
+    "transformers_agents_2023.py": "PIL",
+    "langchain_agent.py": "langchain",
+    "langchain_retrieval.py": "langchain_core",
+    "langgraph_steps.py": "langgraph",
+}
+SLOW = {"smolagents_code_agent.py"}
+WHOLE = bool(os.environ.get("WHOLE_SUITES"))
 
 
 def test_every_example_is_listed() -> None:
-    assert {f.name for f in EXAMPLES.glob("*.py")} == set(SHOWN)
+    assert {f.name for f in EXAMPLES.glob("*.py")} == set(SHOWN) | set(OF_ADAPTERS)
+    assert set(NEEDS) == set(OF_ADAPTERS)
 
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_example(name: str) -> None:
+    said = run(name)
+    for part in SHOWN[name]:
+        assert part in said
+
+
+@pytest.mark.parametrize("name", [name for name in OF_ADAPTERS if WHOLE or name not in SLOW])
+def test_example_of_an_adapter(
+    name: str, embedded: LocalRuntime, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if importlib.util.find_spec(NEEDS[name]) is None:
+        pytest.skip(f"{NEEDS[name]} is not installed")
+    if WHOLE:
+        said = run(name)
+    else:
+        monkeypatch.setattr("qwen_agent.llm.local.load_runtime", lambda model, **options: embedded)
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        said = capsys.readouterr().out
+    for part in OF_ADAPTERS[name]:
+        assert part in said
+
+
+def run(name: str) -> str:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name)], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    for part in SHOWN[name]:
-        assert part in done.stdout
+    return done.stdout
