@@ -1,4 +1,6 @@
-"""Load time, prefill and decode speed of a model on this machine, beside transformers in the same run.
+"""Load time, prefill and decode speed of a model on this machine's CPU, beside transformers in the same run.
+
+For CUDA see gpu_speed.py (ours), gpu_peers.py (others) and kernels.py (each product).
 
     python eval/speed.py                          the embedded model on the CPU
     python eval/speed.py --model DIR --json OUT   another checkpoint; results also as JSON
