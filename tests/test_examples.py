@@ -1,6 +1,6 @@
-"""Every example runs, as a user would run it; those of the adapters on a model that is loaded already.
+"""Every example runs: two as a user would run them, the rest on a model that is loaded already.
 
-With WHOLE_SUITES=1 these too are run as a user would, and the slow one with them.
+With WHOLE_SUITES=1 all are run as a user would, and the slow one with them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ SHOWN = {
     "replay.py": ["[broken off after calculator said 144]", "144", "repeats its log", "step 1, the prompt:", "terse"],
     "typed_answer.py": ["result=1603.0", "sure of its first step: Confidence("],
     "streaming.py": ["[calling calculator with {'expression': '37*43+12'}]", "[observed '1603'", "1603"],
-}
-OF_ADAPTERS = {
     "smolagents_agents.py": ["The answer is 1603", "calculator {'expression': '37*43+12'}"],
     "smolagents_code_agent.py": ['CodeAgent wrote: {"thought": ', '"code": ', "and failed: "],
     "transformers_agents_2023.py": ["answer = image_captioner(image)", "result: a red picture of 64 by 48 pixels"],
@@ -40,34 +38,32 @@ NEEDS = {
     "langgraph_steps.py": "langgraph",
 }
 SLOW = {"smolagents_code_agent.py"}
+ALONE = {
+    "quickstart.py",
+    "replay.py",
+}  # in a process of their own: the first steps of a user, and one that is broken off
 WHOLE = bool(os.environ.get("WHOLE_SUITES"))
 
 
 def test_every_example_is_listed() -> None:
-    assert {f.name for f in EXAMPLES.glob("*.py")} == set(SHOWN) | set(OF_ADAPTERS)
-    assert set(NEEDS) == set(OF_ADAPTERS)
+    assert {f.name for f in EXAMPLES.glob("*.py")} == set(SHOWN)
+    assert set(NEEDS) | SLOW | ALONE <= set(SHOWN)
 
 
-@pytest.mark.parametrize("name", SHOWN)
-def test_example(name: str) -> None:
-    said = run(name)
-    for part in SHOWN[name]:
-        assert part in said
-
-
-@pytest.mark.parametrize("name", [name for name in OF_ADAPTERS if WHOLE or name not in SLOW])
-def test_example_of_an_adapter(
+@pytest.mark.parametrize("name", [name for name in SHOWN if WHOLE or name not in SLOW])
+def test_example(
     name: str, embedded: LocalRuntime, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if importlib.util.find_spec(NEEDS[name]) is None:
+    if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
         pytest.skip(f"{NEEDS[name]} is not installed")
-    if WHOLE:
+    if WHOLE or name in ALONE:
         said = run(name)
     else:
         monkeypatch.setattr("qwen_agent.llm.local.load_runtime", lambda model, **options: embedded)
+        monkeypatch.setattr(sys, "argv", [name])
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
         said = capsys.readouterr().out
-    for part in OF_ADAPTERS[name]:
+    for part in SHOWN[name]:
         assert part in said
 
 
