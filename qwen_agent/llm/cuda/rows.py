@@ -22,7 +22,7 @@ from qwen_agent.llm.kernels.fused_swiglu import swiglu
 from qwen_agent.llm.kernels.gemv import Norm
 from qwen_agent.llm.kernels.prefill_attention import prefill_attention
 from qwen_agent.llm.kernels.rotary import rotate_and_store
-from qwen_agent.llm.kernels.suffix_attention import new_scratch, suffix_attention
+from qwen_agent.llm.kernels.suffix_attention import new_scratch, scratch_size, suffix_attention
 
 BUCKETS = (16, 32, 64, 128, 256, 512)  # lengths that are captured
 CAPTURED = BUCKETS[-1]
@@ -69,8 +69,14 @@ class Rows:
         if whole is not None and whole.keys[i].dtype == q.dtype:
             return prefill_attention(q, whole.keys[i][0, :, :tokens], whole.values[i][0, :, :tokens])
         out = torch.empty_like(q)
-        suffix_attention(*(q, state.pages, i, state.place, out, self._scratch), **shape, cache_dtype=self._cache_dtype)
+        scratch = self._room(tokens)
+        suffix_attention(*(q, state.pages, i, state.place, out, scratch), **shape, cache_dtype=self._cache_dtype)
         return out.view(tokens, -1)
+
+    def _room(self, tokens: int) -> Tensor:
+        """Scratch for so many tokens; that of captured lengths stays."""
+        size = scratch_size(tokens, self._config.heads, self._config.head_dim)
+        return self._scratch if size <= self._scratch.numel() else self._scratch.new_empty(size)
 
 
 def _add_and_norm(residual: Tensor, delta: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:

@@ -293,6 +293,9 @@ def suffix_attention(
     """
     rows = q.shape[0]
     chosen = plan(rows, heads, q.dtype)
+    needed = rows * chosen.splits * heads * (head_dim + 2)
+    if chosen.splits > 1 and scratch.numel() < needed:
+        raise ValueError(f"scratch of {scratch.numel()} numbers is too small for {rows} tokens: they need {needed}")
     width = triton.next_power_of_2(head_dim)
     extra = with_pdl(pdl)
     kernel = _kernel[(heads, triton.cdiv(rows, chosen.block_m), chosen.splits)]
