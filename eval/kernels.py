@@ -98,7 +98,7 @@ def _tilings(op: Op, precision: str) -> list[Variant]:
 def _in_use(op: Op, precision: str) -> Variant:
     if precision == "int4":
         return cut_for(op.rows, op.columns)
-    return dense_tile(op.columns, op.after) if precision == "bf16" else int4_tile(op.columns, op.after)
+    return dense_tile(op.columns) if precision == "bf16" else int4_tile(op.columns, op.after)
 
 
 def _compile_all(cases: list[tuple[Op, str, Variant]]) -> None:

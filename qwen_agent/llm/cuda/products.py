@@ -16,8 +16,8 @@ import triton
 from torch import Tensor, nn
 
 from qwen_agent.llm.kernels.gemv import Norm, Tile, gemv
-from qwen_agent.llm.kernels.gemv_int4 import PackedInt4, gemv_int4
-from qwen_agent.llm.kernels.matmul_int4 import MOST_ROWS, Int4MatMul, matmul_int4, write_out_int4
+from qwen_agent.llm.kernels.gemv_int4 import gemv_int4
+from qwen_agent.llm.kernels.matmul_int4 import Int4MatMul
 from qwen_agent.llm.kernels.mma_int4 import TiledMatMul, cut_for, mma_int4
 from qwen_agent.llm.model import Model
 from qwen_agent.llm.quantization import dequantize
@@ -62,7 +62,7 @@ class DenseProduct:
         pdl: bool = False,
     ) -> None:
         after = _with_bias(after, self.bias)
-        tile = dense_tile(self.weight.shape[1], after)
+        tile = dense_tile(self.weight.shape[1])
         gemv(x, self.weight, y, tile, norm=norm, bias=self.bias, after=after, pdl=pdl)
 
     def many(self, x: Tensor) -> Tensor:
@@ -97,11 +97,11 @@ class Int4Product:
     takes = torch.float16
     kernel = "int4, Triton"
 
-    def __init__(self, packed: PackedInt4, bias: Tensor | None, scratch: Scratch) -> None:
-        self.packed, self.bias = packed, bias
-        self.nbytes = packed.nbytes
-        self._scratch = scratch
-        scratch.at_least(packed.rows * packed.columns, packed.words.device)
+    def __init__(self, matmul: Int4MatMul, bias: Tensor | None, scratch: Scratch) -> None:
+        self.packed, self.bias = matmul.packed, bias
+        self.nbytes = self.packed.nbytes
+        self._matmul, self._scratch = matmul, scratch
+        scratch.at_least(self.packed.rows * self.packed.columns, self.packed.words.device)
 
     def one(
         self,
@@ -117,10 +117,8 @@ class Int4Product:
         gemv_int4(x, self.packed, y, tile, norm=norm, bias=self.bias, after=after, pdl=pdl)
 
     def many(self, x: Tensor) -> Tensor:
-        if x.shape[0] <= MOST_ROWS:
-            return matmul_int4(x, self.packed, self.bias)
         room = self._scratch.at_least(self.packed.rows * self.packed.columns, x.device)
-        return F.linear(x, write_out_int4(self.packed, room), self.bias)
+        return self._matmul.rows(x, self.bias, room)
 
 
 class TiledInt4Product:
@@ -146,7 +144,7 @@ class TiledInt4Product:
         return self._matmul.rows(x, self.bias, room)
 
 
-def dense_tile(columns: int, after: str) -> Tile:
+def dense_tile(columns: int) -> Tile:
     """What was fastest on an H100 (docs/benchmarks.md)."""
     return Tile(2, 256, 8) if columns > 8192 else Tile(2)
 
@@ -220,7 +218,7 @@ def _product(module: nn.Module, scratch: Scratch) -> Product:
         if isinstance(module.matmul, TiledMatMul):
             return TiledInt4Product(module.matmul, bias, scratch)
         if isinstance(module.matmul, Int4MatMul):
-            return Int4Product(module.matmul.packed, bias, scratch)
+            return Int4Product(module.matmul, bias, scratch)
         return DenseProduct(module.written_out(), bias, f"dense, written out from {module.bits} bits")
     assert isinstance(module, nn.Linear)
     return DenseProduct(module.weight.detach(), None if module.bias is None else module.bias.detach())

@@ -152,9 +152,12 @@ class Int4MatMul:
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        if rows.shape[0] <= MOST_ROWS:
-            out = matmul_int4(rows, self.packed)
-        else:
-            size = self.packed.rows * self.packed.columns
-            out = F.linear(rows, write_out_int4(self.packed, torch.empty(size, dtype=x.dtype, device=x.device)))
-        return out.view(*x.shape[:-1], self.packed.rows)
+        return self.rows(rows, None, None).view(*x.shape[:-1], self.packed.rows)
+
+    def rows(self, x: Tensor, bias: Tensor | None, room: Tensor | None) -> Tensor:
+        """x [T, K] -> x W^T + bias [T, N]; many rows write the matrix out, into ``room`` if given."""
+        if x.shape[0] <= MOST_ROWS:
+            return matmul_int4(x, self.packed, bias)
+        if room is None:
+            room = torch.empty(self.packed.rows * self.packed.columns, dtype=x.dtype, device=x.device)
+        return F.linear(x, write_out_int4(self.packed, room), bias)

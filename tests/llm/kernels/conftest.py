@@ -155,7 +155,7 @@ def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     from qwen_agent.llm.kernels import decode_attention, suffix_attention, token_choice
     from qwen_agent.llm.kernels.gemv import Tile
 
-    monkeypatch.setattr(products, "dense_tile", lambda columns, after: Tile(128, 16, 1))
+    monkeypatch.setattr(products, "dense_tile", lambda columns: Tile(128, 16, 1))
     monkeypatch.setattr(products, "int4_tile", lambda columns, after: Tile(128, 16, 1))
     monkeypatch.setattr(decode_attention, "SPLITS", 2)
     monkeypatch.setattr(suffix_attention, "_MOST_SPLITS", 2)
