@@ -184,7 +184,7 @@ def langchain(steps: int) -> Callable[[], int]:
     agent = create_agent(Scripted(), [add])
 
     def run() -> int:
-        question = {"messages": [("user", QUESTION)]}
+        question: Any = {"messages": [("user", QUESTION)]}
         result = agent.invoke(question, {"recursion_limit": 4 * steps + 10})
         assert result["messages"][-1].content == "done"
         return sum(isinstance(message, ToolMessage) for message in result["messages"])
