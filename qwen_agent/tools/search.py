@@ -82,7 +82,7 @@ def answer(index: Index, query: str, most: int, chars: int) -> str:
     if not found:
         shown = query.strip() if len(query) <= 80 else query.strip()[:77] + "..."
         return f"No results found for '{shown}'."
-    texts = [_excerpt(hit.marked, wanted, chars) for hit in found]
+    texts = [_excerpt(hit, wanted, chars) for hit in found]
     if most == 1:
         return texts[0]
     return "\n".join(_listed(number, hit, text) for number, (hit, text) in enumerate(zip(found, texts, strict=True), 1))
@@ -99,9 +99,10 @@ class _Wanted:
 
 @dataclass(frozen=True, slots=True)
 class _Hit:
-    """A passage that was found: where it is, and its text with the matching words marked."""
+    """A passage that was found: where it is, the words of its title, and its text with the matching words marked."""
 
     where: str
+    topic: frozenset[str]
     marked: str
 
 
@@ -149,7 +150,8 @@ def _hit(connection: sqlite3.Connection, terms: str, row: int) -> _Hit:
     ).fetchone()
     source = f"{file}, {place}" if place else file
     name = f"{title} > {heading}" if heading else title
-    return _Hit(source if file.endswith(name) else f"{name} ({source})", body)
+    topic = frozenset(re.findall(r"\w+", f"{title} {heading}".casefold()))
+    return _Hit(source if file.endswith(name) else f"{name} ({source})", topic, body)
 
 
 def _listed(number: int, hit: _Hit, text: str) -> str:
@@ -157,11 +159,14 @@ def _listed(number: int, hit: _Hit, text: str) -> str:
     return f"[{number}] {hit.where}:" + ("\n" if "\n" in text else " ") + text
 
 
-def _excerpt(marked: str, wanted: _Wanted, chars: int) -> str:
-    """About ``chars`` characters round the sentence (the line, in code and tables) with most of the terms."""
-    between = "\n" if "\n" in marked else " "
-    sentences = marked.split("\n") if between == "\n" else SENTENCE_END.split(marked)
-    best = max(range(len(sentences)), key=lambda at: (_hits(sentences[at], wanted), -at))
+def _excerpt(hit: _Hit, wanted: _Wanted, chars: int) -> str:
+    """About ``chars`` characters round the sentence (the line, in code and tables) with most of the terms.
+
+    Terms in the title say little: all of the passage is about them, and it is the other terms that were asked for.
+    """
+    between = "\n" if "\n" in hit.marked else " "
+    sentences = hit.marked.split("\n") if between == "\n" else SENTENCE_END.split(hit.marked)
+    best = max(range(len(sentences)), key=lambda at: (*_hits(sentences[at], wanted, hit.topic), -at))
     first = last = best
     plain = [_unmark(sentence) for sentence in sentences]
     size = len(plain[best])
@@ -175,11 +180,21 @@ def _excerpt(marked: str, wanted: _Wanted, chars: int) -> str:
     return ("... " if first else "") + text + (" ..." if last + 1 < len(plain) else "")
 
 
-def _hits(sentence: str, wanted: _Wanted) -> int:
-    """How many of the terms are in the sentence: words that are marked, or inside of names, and pairs of characters."""
+def _hits(sentence: str, wanted: _Wanted, topic: frozenset[str]) -> tuple[int, int]:
+    """How many of the terms are in the sentence: those that are not in the title, and those that are.
+
+    Words count that are marked, or inside of names, and pairs of characters.
+    """
     found = {word.casefold() for word in re.findall(f"{OPEN}(.*?){CLOSE}", sentence)}
     found |= {word.casefold() for word in names_in(sentence)}.intersection(wanted.words)
-    return len(found) + sum(pair in sentence for pair in set(wanted.pairs))
+    pairs = sum(pair in sentence for pair in set(wanted.pairs))
+    known = {word for word in found if any(_alike(word, other) for other in topic)}
+    return len(found - known) + pairs, len(known)
+
+
+def _alike(word: str, other: str) -> bool:
+    """Forms of one word, as far as endings go: clock and clocks, open and opened."""
+    return word == other or (len(os.path.commonprefix((word, other))) >= max(4, len(word) - 3, len(other) - 3))
 
 
 def _around(sentence: str, wanted: _Wanted, chars: int) -> str:

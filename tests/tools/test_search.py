@@ -99,6 +99,14 @@ def test_the_sentence_that_matches_is_shown(tmp_path):
     assert "The secret number is 4711." in content and "..." in content
 
 
+def test_what_the_title_says_does_not_decide_which_sentence_is_shown(tmp_path):
+    text = "# Mount Harrow\n\nMount Harrow is a high mountain of gneiss. In 1864 Nora Feld climbed it. It has a hut.\n"
+    (tmp_path / "harrow.md").write_text(text)
+    search = search_documents(tmp_path, results=1, chars=40)
+    assert "Nora Feld" in search(query="who climbed Mount Harrow")
+    assert "high mountain" in search(query="Mount Harrow")
+
+
 def test_a_long_sentence_is_cut_round_the_match(tmp_path):
     text = "word " * 70 + "needle " + "word " * 70
     content = search_documents(write(tmp_path, a=text)).invoke({"query": "needle"}).content
