@@ -20,6 +20,9 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "image": ("pictures with models of one's own", ("diffusers", "transformers", "accelerate", "pillow")),
     "ocr": ("read_text", ("rapidocr", "onnxruntime", "pillow")),
     "otel": ("spans of runs", ("opentelemetry-api", "opentelemetry-sdk")),
+    "server": ("the server", ("fastapi", "starlette", "uvicorn", "prometheus-client")),
+    "webui": ("the web page", ("fastapi", "starlette", "uvicorn", "prometheus-client", "gradio")),
+    "eval": ("the scripts in eval/", ("lm-eval", "rouge-score", "json5", "sacrebleu", "matplotlib", "tqdm")),
     "smolagents": ("agents of smolagents", ("smolagents",)),
     "hf": (
         "the tools of Transformers Agents",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from qwen_agent.llm.tokenizer import QwenTokenizer
 from qwen_agent.tools import index
 from qwen_agent.types import Prompt, Text, Usage
 
-# On a busy machine, two threads slow each other down far more than in proportion.
+# On a busy machine, two threads slow each other down far more than in proportion; in commands that tests run, too.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 DATA = Path(__file__).parent / "data"
 
@@ -131,5 +133,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setenv("XDG_STATE_HOME", str(folder / "state"))
         patch.setattr(index, "cache_folder", lambda *_: folder)
         yield folder
