@@ -194,7 +194,8 @@ def _hits(sentence: str, wanted: _Wanted, topic: frozenset[str]) -> tuple[int, i
 
 def _alike(word: str, other: str) -> bool:
     """Forms of one word, as far as endings go: clock and clocks, open and opened."""
-    return word == other or (len(os.path.commonprefix((word, other))) >= max(4, len(word) - 3, len(other) - 3))
+    stem = max(4, len(word) - 3, len(other) - 3)
+    return word == other or (len(word) >= stem and word[:stem] == other[:stem])
 
 
 def _around(sentence: str, wanted: _Wanted, chars: int) -> str:
