@@ -90,6 +90,10 @@ def describe(tool: DescribedTool) -> str:
 def parameter_list(schema: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A JSON Schema object -> Qwen's list of {name, description, required, schema}."""
     required = schema.get("required", ())
+    # A schema may be true or false, too; true is the empty one.
+    properties = {
+        name: entry if isinstance(entry, Mapping) else {} for name, entry in schema.get("properties", {}).items()
+    }
     return [
         {
             "name": name,
@@ -97,7 +101,7 @@ def parameter_list(schema: Mapping[str, Any]) -> list[dict[str, Any]]:
             "required": name in required,
             "schema": {key: value for key, value in entry.items() if key != "description"},
         }
-        for name, entry in schema.get("properties", {}).items()
+        for name, entry in properties.items()
     ]
 
 
@@ -209,7 +213,7 @@ def printable(text: str) -> str:
 
 _MARKER_LINE = re.compile(rf"^([ \t]*(?:{'|'.join(MARKERS)})[ \t]*[:\uff1a])", re.MULTILINE | re.IGNORECASE)
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def _lead(before: str) -> str:

@@ -17,9 +17,10 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import ConfigDict, Field
 
+from qwen_agent.dialogue.request import toolbox_of
 from qwen_agent.errors import InputError
 from qwen_agent.langchain_adapter.reply import Reply
-from qwen_agent.langchain_adapter.request import chosen, make_request, toolbox_of
+from qwen_agent.langchain_adapter.request import asked_for, chosen
 from qwen_agent.langchain_adapter.settings import PROVIDER, Settings, usage_metadata
 from qwen_agent.llm.runtime import Chunk
 from qwen_agent.loop.threads import iterate_in_thread
@@ -129,7 +130,7 @@ class ChatQwenAgent(Settings, BaseChatModel):
         for name in ("strict", "parallel_tool_calls", "stream"):  # nothing depends on them
             kwargs.pop(name, None)
         settings = self._for_call(stop, kwargs)
-        request = make_request(messages, **asked)
+        request = asked_for(messages, **asked)
         reply = Reply(request.tools, request.first)
         chunk = Chunk()
         for chunk in settings._write(request.prompt, settings._config(request.grammar, request.stops)):

@@ -12,9 +12,11 @@ from langchain_core.messages import AIMessageChunk, BaseMessage, SystemMessage, 
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableGenerator
 
+from qwen_agent.dialogue.reply import Trimmed
+from qwen_agent.dialogue.turns import conversation, history
 from qwen_agent.errors import InputError
-from qwen_agent.langchain_adapter.conversation import conversation, history
-from qwen_agent.langchain_adapter.reply import Trimmed, thinking
+from qwen_agent.langchain_adapter.conversation import said
+from qwen_agent.langchain_adapter.reply import thinking
 from qwen_agent.langchain_adapter.settings import PROVIDER, usage_metadata
 from qwen_agent.react import Agent
 from qwen_agent.types import AgentResult, Delta, Event, Finished, Message, Step, StepFinished
@@ -47,7 +49,7 @@ def _asked(agent: Agent, pieces: list[Any]) -> tuple[Agent, str, list[Message]]:
     given = functools.reduce(operator.add, pieces)
     messages = given.to_messages() if isinstance(given, PromptValue) else given
     messages = convert_to_messages([messages] if isinstance(messages, (str, BaseMessage)) else messages)
-    system, turns = conversation(messages)
+    system, turns = conversation(said(messages))
     if turns[-1].said:
         raise InputError("the last message is not a question: the agent needs a HumanMessage there")
     own = replace(agent, system=system) if any(isinstance(each, SystemMessage) for each in messages) else agent

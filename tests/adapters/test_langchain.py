@@ -172,8 +172,11 @@ CALLED = AIMessage("", tool_calls=[call("search", query="a")])
         ([HumanMessage([PICTURE])], "a HumanMessage has content of the type 'image'"),
         ([HumanMessage([PICTURE_URL])], "content of the type 'image"),
         ([HumanMessage("a"), CALLED, ToolMessage([PICTURE], tool_call_id="1")], "a ToolMessage has content"),
-        ([HumanMessage("a"), CALLED, HumanMessage("b")], "the call '1' has no ToolMessage"),
-        ([HumanMessage("a"), AIMessage("b"), ToolMessage("c", tool_call_id="7")], "the call '7' is in no AIMessage"),
+        ([HumanMessage("a"), CALLED, HumanMessage("b")], "the call '1' has no result"),
+        (
+            [HumanMessage("a"), AIMessage("b"), ToolMessage("c", tool_call_id="7")],
+            "the call '7' is not in the message before",
+        ),
         ([ToolMessage("c", tool_call_id="7"), HumanMessage("b")], "the result of the call '7' comes first"),
         ([HumanMessage("a"), AIMessage("b")], "the last message is the model's own"),
         ([HumanMessage(" ")], "the question is empty"),
