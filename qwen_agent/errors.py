@@ -7,9 +7,12 @@ QwenAgentError
 │   ├── ModelNotFound     no such folder, hub id or built-in name
 │   ├── CheckpointError   the files are there but incomplete, damaged or do not fit each other
 │   └── UnsupportedModel  a model we do not implement
+├── EndpointError         an engine elsewhere cannot be reached, refused or broke off
 ├── ToolError             a tool's own failure, worded for the model that called it
 ├── SandboxUnavailable    code cannot be run safely here
 ├── Drift                 a run does not repeat what its log says
+├── Busy                  too many requests wait already
+├── Stopped               a request was ended from outside before its end
 └── MissingDependency     an optional package is not installed
 """
 
@@ -52,6 +55,10 @@ class UnsupportedModel(ModelError):
     """The architecture or one of its options is not implemented."""
 
 
+class EndpointError(QwenAgentError):
+    """An engine that answers over HTTP cannot be reached, refused a request or broke off; the message names its URL."""
+
+
 class ToolError(QwenAgentError):
     """Raise this inside a tool to tell the model, in one sentence, what went wrong."""
 
@@ -62,6 +69,18 @@ class SandboxUnavailable(QwenAgentError):
 
 class Drift(QwenAgentError):
     """A run that was to repeat its log did something else: the agent, a tool or the model is not what it was."""
+
+
+class Busy(QwenAgentError):
+    """A shared runtime has as many requests waiting as it may have; try again later."""
+
+    def __init__(self, waiting: int) -> None:
+        self.waiting = waiting
+        super().__init__(f"the model is busy and {waiting} requests wait for it, as many as may: try again later")
+
+
+class Stopped(QwenAgentError):
+    """A request was ended before its end: its time was up, nobody read what it wrote, or its runtime was closed."""
 
 
 class MissingDependency(QwenAgentError):

@@ -41,7 +41,8 @@ except ModuleNotFoundError as error:
 
 FINAL_ANSWER = "final_answer"
 
-_GIVEN = {field.name for field in dataclasses.fields(GenerationConfig)} - {"stop", "grammar", "choices"}
+_NOT_GIVEN = {"stop", "grammar", "choices", "logprobs", "prompt_logprobs"}
+_GIVEN = {field.name for field in dataclasses.fields(GenerationConfig)} - _NOT_GIVEN
 _KINDS = ("string", "boolean", "integer", "number", "array", "object", "null")
 _OBSERVED = "Observation:\n"  # what smolagents puts before a result
 

@@ -71,6 +71,17 @@ class KVCache:
     def advance(self, tokens: int) -> None:
         self.length += tokens
 
+    def copy(self, length: int, capacity: int) -> KVCache:
+        """A cache of its own with the first ``length`` tokens, and room for ``capacity`` in all."""
+        new = object.__new__(KVCache)
+        new.alpha, new.length = self.alpha, length
+        room = _rounded(max(length, capacity))
+        new.keys, new.values, new.key_scales, new.value_scales = (
+            [_copied(tensor, length, room) for tensor in tensors]
+            for tensors in (self.keys, self.values, self.key_scales, self.value_scales)
+        )
+        return new
+
     def truncate(self, length: int) -> None:
         """Forget everything after the first ``length`` tokens."""
         if not 0 <= length <= self.length:
@@ -90,6 +101,12 @@ def _write_codes(codes: Tensor, scales: Tensor, x: Tensor, start: int) -> Tensor
     codes[:, :, start:end] = torch.where(scale[..., None] > 0, (x.float() / steps).round().clamp(-127, 127), 0.0)
     scales[:, :, start:end] = scale
     return (codes[:, :, :end].float() * scales[:, :, :end].float()[..., None]).to(x.dtype)
+
+
+def _copied(old: Tensor, length: int, capacity: int) -> Tensor:
+    new = old.new_empty((*old.shape[:2], capacity, *old.shape[3:]))
+    new[:, :, :length] = old[:, :, :length]
+    return new
 
 
 def _grown(old: Tensor, capacity: int) -> Tensor:

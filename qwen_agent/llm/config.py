@@ -200,6 +200,10 @@ class GenerationConfig:
     ``stop`` are strings matched on decoded text; they and what follows are never part of the output.
     ``grammar`` limits what may be written (grammar.py); a runtime that cannot constrain ignores it. ``choices`` are
     continuations whose relative probability at the end of the prompt is wanted (Chunk.weights).
+
+    ``logprobs`` asks for the log-probability of each token that is written, with that many likeliest alternatives
+    (0: the token's alone; None: nothing is computed). ``prompt_logprobs`` asks for the same of the prompt's tokens;
+    the prompt is then read whole, whatever of it is in the KV cache. A runtime that cannot tell gives none.
     """
 
     max_new_tokens: int = 512
@@ -211,6 +215,8 @@ class GenerationConfig:
     stop: tuple[str, ...] = ()
     grammar: Grammar | None = None
     choices: tuple[Prompt, ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         rules = (
@@ -220,6 +226,8 @@ class GenerationConfig:
             ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
             ("repetition_penalty", 0.0 < self.repetition_penalty < float("inf"), "a positive number (1.0 is off)"),
             ("stop", all(self.stop), "strings that are not empty"),
+            ("logprobs", self.logprobs is None or self.logprobs >= 0, "0 or more, or None"),
+            ("prompt_logprobs", self.prompt_logprobs is None or self.prompt_logprobs >= 0, "0 or more, or None"),
         )
         for name, good, wanted in rules:
             if not good:

@@ -7,6 +7,7 @@ alpha, because keys and everything computed from them depend on it.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import time
 import warnings
@@ -24,9 +25,10 @@ from qwen_agent.llm.generate import Decoder, decode, prefill
 from qwen_agent.llm.grammar import Compiler, GrammarTooComplex, Matcher
 from qwen_agent.llm.hub import resolve_model
 from qwen_agent.llm.kernels import has_triton
+from qwen_agent.llm.logprobs import Measure, build_measure, rows_at_once
 from qwen_agent.llm.model import Model
 from qwen_agent.llm.rope import request_alpha
-from qwen_agent.llm.runtime import Chunk, FinishReason
+from qwen_agent.llm.runtime import Chunk, FinishReason, TokenLogprob
 from qwen_agent.llm.sampling import Sampler, build_sampler
 from qwen_agent.llm.stopping import StopStrings
 from qwen_agent.llm.tokenizer import StreamDecoder, Tokenizer, encode_prompt, load_tokenizer
@@ -48,7 +50,7 @@ class Choice(Protocol):
     ) -> Iterator[int]: ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Session:
     """A KV cache and the request's ids: those whose keys it holds come first, then what is still to be read."""
 
@@ -68,7 +70,10 @@ class LocalRuntime:
         kept_caches: int = _KEPT_CACHES,
         choice: Choice | None = None,
     ) -> None:
-        """``choice`` chooses tokens on the model's own device, if it can."""
+        """``kept_caches`` bounds the KV caches of finished requests that stay for those to come.
+
+        ``choice`` chooses tokens on the model's own device, if it can.
+        """
         self.name = name
         self._choice = choice
         self.model = model
@@ -81,7 +86,8 @@ class LocalRuntime:
         self._vocabulary = min(tokenizer.size, model.config.vocab)
         # Built at the first constrained request: a tenth of a second and more for a large vocabulary.
         self._compiler = functools.cache(lambda: Compiler(tokenizer, self.stop_ids))
-        self._sessions: list[_Session] = []
+        self._sessions: list[_Session] = []  # of finished requests, the last one last
+        self._running: list[_Session] = []
         self._kept_caches = kept_caches
 
     def count_tokens(self, prompt: Prompt) -> int:
@@ -94,7 +100,7 @@ class LocalRuntime:
         return self._stream(ids, config)
 
     def _stream(self, ids: list[int], config: GenerationConfig) -> Iterator[Chunk]:
-        session = self._check_out(ids)
+        session = self._check_out(ids, 0 if config.prompt_logprobs is not None else len(ids) - 1)
         try:
             yield from self._generate(session, ids, config)
         finally:
@@ -103,7 +109,10 @@ class LocalRuntime:
     def _generate(self, session: _Session, ids: list[int], config: GenerationConfig) -> Iterator[Chunk]:
         started = time.perf_counter()
         cached = session.cache.length
-        logits = yield from self._read(session, ids)
+        if config.prompt_logprobs is None:
+            logits = yield from self._read(session, ids)
+        else:
+            logits = yield from self._read_measured(session, ids, config.prompt_logprobs)
         if config.choices:
             weights = self._weigh(session.cache, logits, config.choices)
             yield Chunk(weights=weights, usage=Usage(len(ids), cached, 0, time.perf_counter() - started))
@@ -115,16 +124,16 @@ class LocalRuntime:
             if token in self.stop_ids:
                 finish = "stop"
                 break
-            shown = writer.write(token)
+            shown = writer.write(token, chooser.logprob)
+            yield Chunk(text=shown, logprobs=writer.measured())
             if writer.stopped is not None:
                 finish = "stop"
-                yield Chunk(text=shown)
                 break
-            yield Chunk(text=shown)
         if chooser.ended:
             finish = "stop"
         usage = Usage(len(ids), cached, writer.tokens, first - started, time.perf_counter() - first)
-        yield Chunk(text=writer.flush(), finish=finish, stop=writer.stopped, output=writer.output(), usage=usage)
+        rest, output, logprobs = writer.flush(), writer.output(), writer.measured()
+        yield Chunk(rest, finish=finish, stop=writer.stopped, output=output, logprobs=logprobs, usage=usage)
 
     def _read(self, session: _Session, ids: list[int]) -> Generator[Chunk, None, torch.Tensor]:
         """Prefill what the cache does not hold; the result is the logits [V] after the last id."""
@@ -136,10 +145,23 @@ class LocalRuntime:
             if logits is not None:
                 return logits
 
+    def _read_measured(self, session: _Session, ids: list[int], top: int) -> Generator[Chunk, None, torch.Tensor]:
+        """Prefill everything, with the log-probabilities of ids from the second on; logits [V] after the last id."""
+        measure = build_measure(self.tokenizer, self._vocabulary, top)
+        step = min(rows_at_once(self._vocabulary), self.model.chunk)
+        for start in range(0, len(ids), step):
+            piece = ids[start : start + step]
+            read = torch.tensor([piece], dtype=torch.int64, device=self.model.device)
+            logits = self.model(read, session.cache)[0]
+            following = ids[start + 1 : start + 1 + len(piece)]
+            measured = measure(logits[: len(following)], following)
+            yield Chunk(read=(start + len(piece), len(ids)), logprobs=measured)
+        return logits[-1].float()
+
     def _decode(
         self, logits: torch.Tensor, session: _Session, config: GenerationConfig, chooser: _Chooser
     ) -> Iterator[int]:
-        if self._choice is not None and config.grammar is None:
+        if self._choice is not None and config.grammar is None and config.logprobs is None:
             return self._choice.follow(logits, session.cache, config, session.ids, chooser.limit)
         return decode(self.model, logits, session.cache, chooser, chooser.limit)
 
@@ -151,7 +173,9 @@ class LocalRuntime:
             sample = build_sampler(config, self._vocabulary, self.model.device)
         limit = min(config.max_new_tokens, self.window - len(session.ids))
         bound = _Bound(matcher, self.tokenizer, config.stop) if matcher is not None else None
-        return _Chooser(sample, session.ids, bound, self.stop_ids, limit)
+        wanted = config.logprobs
+        measure = build_measure(self.tokenizer, self._vocabulary, wanted) if wanted is not None else None
+        return _Chooser(sample, session.ids, bound, self.stop_ids, limit, measure)
 
     @torch.inference_mode()
     def _weigh(self, cache: KVCache, logits: torch.Tensor, choices: Sequence[Prompt]) -> tuple[float, ...]:
@@ -201,7 +225,7 @@ class LocalRuntime:
         longest = len(ids) + max(map(len, tails), default=0)
         if not ids or longest > self.window:
             raise ContextOverflow(longest, self.window)
-        session = self._check_out(ids)
+        session = self._check_out(ids, len(ids) - 1)
         try:
             logits = _result(self._read(session, ids))
             return [self._score_tail(session.cache, logits, len(ids), tail) for tail in tails]
@@ -220,17 +244,29 @@ class LocalRuntime:
         chosen = torch.tensor(tail, device=self.model.device)[:, None]
         return float(torch.log_softmax(rows, dim=-1).gather(1, chosen).sum())
 
-    def _check_out(self, ids: list[int]) -> _Session:
-        """The kept session that shares the longest prefix with ids, cut back to it; else a new one."""
-        alpha = request_alpha(self.model.config, len(ids))
-        # At least the last id is read again: its logits are what comes next.
-        shared = [(_common(s.ids, ids[:-1]) if s.cache.alpha == alpha else 0, s) for s in list(self._sessions)]
-        length, session = max(shared, key=lambda pair: pair[0], default=(0, None))
-        if session is None or length == 0 or not self._claim(session):
-            return _Session(self.model.new_cache(len(ids)), list(ids))
-        session.cache.truncate(length)
-        session.ids = list(ids)
+    def _check_out(self, ids: list[int], most: int) -> _Session:
+        """A session for ids that holds what some other has read of them already, at most the first ``most``.
+
+        The other is gone on with if most of it is shared; else, or if it is running, its beginning is copied.
+        """
+        session = self._continued(ids, most)
+        self._running.append(session)
         return session
+
+    def _continued(self, ids: list[int], most: int) -> _Session:
+        alpha = request_alpha(self.model.config, len(ids))
+        running = list(self._running)
+        others = [s for s in (*self._sessions, *running) if s.cache.alpha == alpha]
+        # At least the last id is read again: its logits are what comes next.
+        shared = [(min(_common(s.ids[: s.cache.length], ids[:most]), s.cache.length), s) for s in others]
+        length, session = max(shared, key=lambda pair: pair[0], default=(0, None))
+        if session is None or length == 0:
+            return _Session(self.model.new_cache(len(ids)), list(ids))
+        if 2 * length >= session.cache.length and session not in running and self._claim(session):
+            session.cache.truncate(length)
+            session.ids = list(ids)
+            return session
+        return _Session(session.cache.copy(length, len(ids)), list(ids))
 
     def _claim(self, session: _Session) -> bool:
         try:
@@ -240,6 +276,7 @@ class LocalRuntime:
         return True
 
     def _check_in(self, session: _Session) -> None:
+        self._running.remove(session)
         # However the request ended, the cache says how much of it was read.
         session.ids = session.ids[: session.cache.length]
         self._sessions.append(session)
@@ -290,25 +327,40 @@ class _Bound:
 
 
 class _Chooser:
-    """Picks the next tokens of one request: a sampled one, and with a grammar those that must follow it."""
+    """Picks the next tokens of one request: a sampled one, and with a grammar those that must follow it.
+
+    With ``measure`` it gives them one at a time, since each is measured against the logits of its own place.
+    """
 
     def __init__(
-        self, sample: Sampler, ids: list[int], grammar: _Bound | None, stop_ids: Collection[int], limit: int
+        self,
+        sample: Sampler,
+        ids: list[int],
+        grammar: _Bound | None,
+        stop_ids: Collection[int],
+        limit: int,
+        measure: Measure | None,
     ) -> None:
         self.limit = limit
+        self.logprob: TokenLogprob | None = None  # of the last token
         self._sample = sample
         self._ids = ids
         self._grammar = grammar
         self._stop_ids = stop_ids
+        self._measure = measure
+        self._following: list[int] = []
         self._written = 0
 
     @property
     def ended(self) -> bool:
         """True if the grammar allows nothing more."""
-        return self._grammar is not None and self._grammar.ended
+        return self._grammar is not None and self._grammar.ended and not self._following
 
     def __call__(self, logits: torch.Tensor) -> list[int]:
-        tokens = [] if self.ended else self._next(logits)
+        tokens = [] if self.ended else self._following or self._next(logits)
+        if self._measure is not None:
+            tokens, self._following = tokens[:1], tokens[1:]
+            self.logprob = self._measure(logits[None], tokens)[0] if tokens else None
         self._ids += tokens
         self._written += len(tokens)
         return tokens
@@ -353,6 +405,8 @@ class _Writer:
         self._stops = StopStrings(stops)
         self._ids: list[int] = []
         self._ends: list[int] = []  # length of the decoded text after each token
+        self._logprobs: list[TokenLogprob | None] = []
+        self._told = 0  # tokens whose log-probabilities were given away
         self.raw = b""  # everything written so far
         self.text = ""  # the same, as far as it is whole characters; held back or not
         self._shown = 0
@@ -365,12 +419,13 @@ class _Writer:
     def stopped(self) -> str | None:
         return self._stops.matched
 
-    def write(self, token: int) -> str:
+    def write(self, token: int, logprob: TokenLogprob | None) -> str:
         self.raw += self._tokenizer.token_bytes(token)
         piece = self._decoder.feed(token)
         self.text += piece
         self._ids.append(token)
         self._ends.append(len(self.text))
+        self._logprobs.append(logprob)
         return self._show(self._stops.feed(piece))
 
     def flush(self) -> str:
@@ -386,9 +441,18 @@ class _Writer:
         self._shown += len(text)
         return text
 
+    def measured(self) -> tuple[TokenLogprob, ...]:
+        """The log-probabilities, where there are such, of the tokens that were shown since the last call."""
+        told, self._told = self._told, self._kept()
+        return tuple(logprob for logprob in self._logprobs[told : self._told] if logprob is not None)
+
+    def _kept(self) -> int:
+        """How many tokens lie wholly in the shown text."""
+        return bisect.bisect_right(self._ends, self._shown)
+
     def output(self) -> Prompt:
         """The shown text: as tokens where they lie wholly before the stop, the rest of it as text."""
-        kept = sum(1 for end in self._ends if end <= self._shown)
+        kept = self._kept()
         covered = self._ends[kept - 1] if kept else 0
         segments: Prompt = (Generated(self.text[:covered], tuple(self._ids[:kept])),) if kept else ()
         rest = self.text[covered : self._shown]
@@ -404,13 +468,15 @@ def load_runtime(
     endpoint: str | None = None,
     offline: bool = False,
     kv_cache: str | None = None,
+    kept_caches: int = _KEPT_CACHES,
     progress: Progress | None = None,
 ) -> LocalRuntime:
     """Load "embedded", a local folder or a hub id, ready to generate.
 
     ``device`` defaults to CUDA if there is one, else the CPU; ``dtype`` to what is fast there: bfloat16 where the
     device computes in it (and for quantised weights, whose CPU kernels take it), else float16 on CUDA and float32 on
-    the CPU. ``kv_cache`` "int8" halves the KV cache (CUDA only). Raises ModelError or InputError with the fix.
+    the CPU. ``kv_cache`` "int8" halves the KV cache (CUDA only). ``kept_caches`` is how many finished requests keep
+    theirs for those that begin alike. Raises ModelError or InputError with the fix.
     """
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kv_cache is not None and (kv_cache != "int8" or not where.startswith("cuda")):
@@ -420,18 +486,21 @@ def load_runtime(
     loaded = load_model(folder, where, _dtype(dtype, where, folder), progress)
     if loaded.device.type == "cuda":
         if has_triton():
-            return _on_cuda(loaded, tokenizer, str(model), torch.int8 if kv_cache else None)
+            return _on_cuda(loaded, tokenizer, str(model), torch.int8 if kv_cache else None, kept_caches)
         warnings.warn("Triton is missing, so this runs several times slower: pip install triton", stacklevel=2)
-    return LocalRuntime(loaded, tokenizer, name=str(model))
+    return LocalRuntime(loaded, tokenizer, name=str(model), kept_caches=kept_caches)
 
 
-def _on_cuda(model: Model, tokenizer: Tokenizer, name: str, cache_dtype: torch.dtype | None) -> LocalRuntime:
+def _on_cuda(
+    model: Model, tokenizer: Tokenizer, name: str, cache_dtype: torch.dtype | None, kept_caches: int
+) -> LocalRuntime:
     """The runtime with fused kernels, compiled and captured."""
     from qwen_agent.llm.cuda import Choice, CudaModel
 
     fused = CudaModel(model, cache_dtype=cache_dtype)
     fused.warm_up()
-    return LocalRuntime(fused, tokenizer, name=name, choice=Choice(fused, min(tokenizer.size, model.config.vocab)))
+    choice = Choice(fused, min(tokenizer.size, model.config.vocab))
+    return LocalRuntime(fused, tokenizer, name=name, kept_caches=kept_caches, choice=choice)
 
 
 def _dtype(asked: torch.dtype | str | None, device: str, folder: Path) -> torch.dtype:

@@ -13,6 +13,21 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely a token was: natural logarithms, of the model's own distribution.
+
+    That is the softmax of its logits as they are, in float32: before temperature, top-k, top-p, the repetition penalty
+    and a grammar. ``text`` are the token's bytes, which may be part of a character; a control token's surface form
+    stands for it, though it is never part of a text. ``top`` are the likeliest (token, text, logprob), best first.
+    """
+
+    token: int
+    text: bytes
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """One beat of a generation: while the prompt is read, for every token, and at the end.
 
@@ -20,7 +35,9 @@ class Chunk:
     the prompt is read. ``weights`` comes once, after that, if the config has ``choices``: the probability of each,
     relative to the others, with the usage so far. The last chunk has a ``finish``: "stop" (a stop id or string) or
     "length" (the token limit or the end of the window), with ``output``: the whole text before the stop, as the
-    tokens that were written.
+    tokens that were written. ``logprobs``, if asked for, are those of the tokens whose text is shown up to here and
+    was not before: all of them together are the tokens in ``output``. While the prompt is read they are, if asked
+    for, those of the tokens read, from the second of the prompt on.
     """
 
     text: str = ""
@@ -29,6 +46,7 @@ class Chunk:
     finish: FinishReason | None = None
     stop: str | None = None
     output: Prompt = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
     usage: Usage = field(default_factory=Usage)
 
 
