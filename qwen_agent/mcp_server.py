@@ -14,10 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
-import ipaddress
 import os
-import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -27,6 +24,7 @@ from qwen_agent import __version__
 from qwen_agent.errors import InputError, MissingDependency
 from qwen_agent.mcp_service import Service, UnknownTool
 from qwen_agent.react import Agent
+from qwen_agent.server.security import Credentials, hosts_of, listen, url_of
 from qwen_agent.tools.base import Tool
 
 NAME = "qwen-agent"
@@ -64,12 +62,11 @@ def serve(
     app = http_app(service, host=host, token=token, allowed_hosts=allowed_hosts)
     import uvicorn
 
-    with _listen(host, port) as listening:
+    with listen(host, port) as listening:
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2
         )
-        shown = f"[{host}]" if ":" in host else host
-        ready(f"http://{shown}:{listening.getsockname()[1]}{PATH}")
+        ready(url_of(listening) + PATH)
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
 
@@ -111,36 +108,17 @@ def _hosts(host: str, token: str | None, allowed_hosts: Sequence[str]) -> list[s
     """The names by which requests may call this server."""
     if token is not None and not token:
         raise InputError("the token is empty: give one of at least 16 random characters, or none")
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        raise InputError(f"host={host!r} is no IP address: give 127.0.0.1, ::1 or an address of this machine") from None
-    if loopback:
-        return ["127.0.0.1", "localhost", "[::1]", *allowed_hosts]
-    if token is None:
-        raise InputError(f"host={host!r} can be reached by others: give a token that clients must send, or 127.0.0.1")
-    if ipaddress.ip_address(host).is_unspecified and not allowed_hosts:
-        raise InputError(f"host={host!r} stands for every address: say in allowed_hosts by which names it is reached")
-    return [f"[{host}]" if ":" in host else host, *allowed_hosts]
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise InputError(f"{host}:{port} cannot be listened on ({error}): choose another port") from None
+    return hosts_of(host, allowed_hosts, guarded=token is not None)
 
 
 def _guarded(app: Any, token: str) -> Any:
     """The application, for those who know the token."""
-    wanted = f"bearer {token}".encode()
+    credentials = Credentials((token,))
 
     async def guard(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             given = dict(scope["headers"]).get(b"authorization", b"")
-            scheme, _, rest = given.partition(b" ")
-            if not hmac.compare_digest(scheme.lower() + b" " + rest.strip(), wanted):
+            if not credentials.admit(given):
                 headers = [(b"www-authenticate", b"Bearer"), (b"content-length", b"0")]
                 await send({"type": "http.response.start", "status": 401, "headers": headers})
                 await send({"type": "http.response.body", "body": b""})
