@@ -7,15 +7,19 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_agent.display import loading
-from qwen_agent.errors import InputError
+import click
+
+from qwen_agent.errors import InputError, ModelNotFound
+from qwen_agent.terminal.loading import loading
 
 if TYPE_CHECKING:
     from qwen_agent.llm.local import LocalRuntime
+    from qwen_agent.llm.remote import OpenAIRuntime
+    from qwen_agent.llm.runtime import Runtime
     from qwen_agent.react import Agent
     from qwen_agent.tools.base import Tool
     from qwen_agent.tools.catalog import Settings
@@ -36,6 +40,14 @@ class Sources:
     mcp_servers: Sequence[str]
     stack: ExitStack
     warn: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """An OpenAI-compatible endpoint that serves the model, with the key that it wants, if any."""
+
+    url: str
+    key: str | None = field(default=None, repr=False)
 
 
 def build_tools(sources: Sources, *, tool_names: str | None, ask: Sequence[str], deny: Sequence[str]) -> list[Tool]:
@@ -66,15 +78,49 @@ def build_agent(
     top_p: float,
     seed: int | None,
     system: str | None,
+    elsewhere: Elsewhere | None = None,
 ) -> Agent:
     """The agent that the options ask for, with these tools."""
+    runtime: Runtime
+    if elsewhere is not None:
+        runtime = reach(elsewhere, model, quiet=quiet)
+    else:
+        runtime = load(model, device=device, dtype=dtype, kv_cache=kv_cache, offline=offline, quiet=quiet)
+    return agent_over(
+        runtime,
+        tools,
+        max_steps=max_steps,
+        max_tool_calls=max_tool_calls,
+        max_seconds=max_seconds,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        system=system,
+    )
+
+
+def agent_over(
+    runtime: Runtime,
+    tools: Sequence[Tool],
+    *,
+    max_steps: int,
+    max_tool_calls: int | None,
+    max_seconds: float | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int | None,
+    system: str | None,
+) -> Agent:
+    """The agent that the options ask for, with these tools, on a model that is loaded."""
     from qwen_agent.limits import Limits
     from qwen_agent.llm.config import GenerationConfig
     from qwen_agent.prompt import DEFAULT_SYSTEM
     from qwen_agent.react import Agent
 
     return Agent(
-        _load(model, device=device, dtype=dtype, kv_cache=kv_cache, offline=offline, quiet=quiet),
+        runtime,
         tools,
         system=system or DEFAULT_SYSTEM,
         generation=GenerationConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed),
@@ -92,6 +138,7 @@ def rebuild_agent(
     dtype: str | None,
     kv_cache: str | None,
     offline: bool,
+    elsewhere: Elsewhere | None = None,
 ) -> Agent:
     """The agent of a log. What its description does not hold (``sources``) has to be given again.
 
@@ -105,9 +152,12 @@ def rebuild_agent(
     tools = rebuild_tools(described["tools"], sources)
     from qwen_agent.react import Agent
 
-    return Agent(
-        _load(model, device=device, dtype=dtype, kv_cache=kv_cache, offline=offline, quiet=quiet), tools, **options
-    )
+    runtime: Runtime
+    if elsewhere is not None:
+        runtime = reach(elsewhere, model, quiet=quiet)
+    else:
+        runtime = load(model, device=device, dtype=dtype, kv_cache=kv_cache, offline=offline, quiet=quiet)
+    return Agent(runtime, tools, **options)
 
 
 def rebuild_tools(described: Sequence[Mapping[str, Any]], sources: Sources) -> list[Tool]:
@@ -194,14 +244,46 @@ def _listed(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
-def _load(
-    model: str, *, device: str | None, dtype: str | None, kv_cache: str | None, offline: bool, quiet: bool
+def reach(elsewhere: Elsewhere, model: str, *, quiet: bool) -> OpenAIRuntime:
+    """The model of that name at an endpoint; for "embedded", which nobody has to ask for, also the only one there."""
+    from qwen_agent.llm.remote import OpenAIRuntime
+
+    with loading(elsewhere.url, quiet=quiet):
+        try:
+            runtime = OpenAIRuntime(elsewhere.url, model, api_key=elsewhere.key)
+        except ModelNotFound:
+            if model != "embedded":
+                raise
+            runtime = OpenAIRuntime(elsewhere.url, api_key=elsewhere.key)
+    if not quiet:
+        click.secho(runtime.served, dim=True, err=True)
+    return runtime
+
+
+def load(
+    model: str,
+    *,
+    device: str | None,
+    dtype: str | None,
+    kv_cache: str | None,
+    offline: bool,
+    quiet: bool,
+    kept_caches: int = 2,
 ) -> LocalRuntime:
+    """The model, with a sign on the terminal while it is loaded unless ``quiet``."""
     with loading(model, quiet=quiet) as progress:
         with _interrupted_later():
             from qwen_agent.llm.local import load_runtime
 
-        return load_runtime(model, device=device, dtype=dtype, kv_cache=kv_cache, offline=offline, progress=progress)
+        return load_runtime(
+            model,
+            device=device,
+            dtype=dtype,
+            kv_cache=kv_cache,
+            offline=offline,
+            kept_caches=kept_caches,
+            progress=progress,
+        )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The command line: run, chat, resume, replay, tools, mcp, doctor.
+"""The command line: run, chat, serve, resume, replay, tools, mcp, doctor.
 
 The only place that prints and reads the environment.
 """
@@ -17,34 +17,41 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qwen_agent import __version__
-from qwen_agent.assemble import Sources, build_agent, build_tools, rebuild_agent
-from qwen_agent.display import Transcript, as_json, ask_person, summary
+from qwen_agent.assemble import Elsewhere, Sources, agent_over, build_agent, build_tools, load, rebuild_agent
 from qwen_agent.errors import InputError, MissingDependency, QwenAgentError
+from qwen_agent.terminal.approval import Person
+from qwen_agent.terminal.report import as_json, summary
+from qwen_agent.terminal.transcript import Transcript, show_run
 from qwen_agent.types import AgentResult, Event, Finished, StopReason
 
 if TYPE_CHECKING:
     from qwen_agent.react import Agent
+    from qwen_agent.terminal.screen import Screen
     from qwen_agent.tools.base import Tool
     from qwen_agent.tools.catalog import Settings
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 _NOT_FINISHED = 3  # exit code of a run that ended without an answer of the model's own making
+_DUMB = ("dumb", "unknown")  # values of TERM; Windows has none
 _DRIFT = 4  # exit code of a replay that is not what its log says
 _WEB_KEYS = ("SERPAPI_KEY", "SERPER_API_KEY", "GOOGLE_CSE_KEY", "GOOGLE_CSE_ID", "SEARXNG_URL")
+_MODEL_KEY = "QWEN_AGENT_API_KEY"
 _IMAGE_KEY = "QWEN_AGENT_IMAGE_KEY"
 _VISION_KEY = "QWEN_AGENT_VISION_KEY"
+_SERVER_KEY = "QWEN_AGENT_SERVER_KEY"
+_SERVER_AUTH = "QWEN_AGENT_SERVER_AUTH"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code. Expected errors become one line on stderr."""
     try:
-        result = cli.main(args=arguments, prog_name="qwen-agent", standalone_mode=False)
+        result = cli.main(args=arguments, prog_name="qwen-agent", standalone_mode=False, color=_colours())
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except QwenAgentError as error:
-        click.secho(f"Error: {error}", fg="red", err=True)
+        click.secho(f"Error: {error}", fg="red", err=True, color=_colours())
         return 1
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nInterrupted.", err=True)
@@ -53,6 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader went away (| head). Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _colours() -> bool | None:
+    """False where nobody wants them or the terminal has none; None: wherever there is a terminal."""
+    return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") in _DUMB else None
 
 
 @click.group(context_settings=_HELP)
@@ -78,6 +90,12 @@ _place_options = _options(
     click.option("--dtype", help="float32, bfloat16 or float16.  [default: what is fast on the device]"),
     click.option("--kv-cache", type=click.Choice(["int8"]), help="Keep the KV cache in 8 bits (CUDA only)."),
     click.option("--offline", is_flag=True, help="Use only models that are already downloaded."),
+)
+_url_option = click.option(
+    "--url",
+    "elsewhere",
+    callback=lambda context, option, url: Elsewhere(url, os.environ.get(_MODEL_KEY)) if url else None,
+    help=f"OpenAI-compatible endpoint that serves --model, up to /v1; its key is taken from {_MODEL_KEY}.",
 )
 _folder = click.Path(path_type=Path)
 _setting_options = _options(
@@ -122,6 +140,7 @@ _log_argument = click.argument("log_file", metavar="LOG", type=click.Path(path_t
 
 @cli.command()
 @click.argument("question")
+@_url_option
 @_agent_options
 @click.option("--log", "log_file", type=click.Path(path_type=Path), help="Write the run to this file as it happens.")
 @_json_option
@@ -146,20 +165,147 @@ def run(question: str, log_file: Path | None, json_output: bool, **options: Any)
 
 
 @cli.command()
+@_url_option
 @_agent_options
-def chat(**options: Any) -> None:
-    """Talk to the agent. :help lists the commands."""
-    from qwen_agent.chat import Chat
+@click.option("--session", "name", metavar="NAME", help="Save the conversation under this name.  [default: the time]")
+@click.option(
+    "--resume", "resumed", metavar="[NAME]", is_flag=False, flag_value="last", help="Go on with one: a name, or last."
+)
+def chat(name: str | None, resumed: str | None, **options: Any) -> None:
+    """Talk to the agent. :help lists the commands.
 
+    On a terminal every conversation is saved; without one, only with --session or --resume.
+    """
+    from dataclasses import replace
+
+    from qwen_agent.terminal.attachments import Attachments, settings_in, working_folder
+    from qwen_agent.terminal.chat import Chat
+    from qwen_agent.terminal.saved import Saved, state_folder
+
+    if name and resumed:
+        raise InputError("--session names a new conversation and --resume goes on with an old one: choose")
+    state, past = state_folder(), None
+    saved = Saved(state / "conversations")
+    if resumed:
+        name, past = saved.read(resumed)
+        options["system"] = options["system"] or past.system
+    elif name:
+        name = saved.claim(name)
+    on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     with contextlib.ExitStack() as stack:
-        agent = _with_a_person(build_agent(_tools(stack, options), quiet=False, **options))
-        Chat(agent, options["seed"], _show).loop()
+        folder = working_folder()
+        sources = _sources(stack, options, brief=_is_small(options))
+        sources = replace(sources, settings=settings_in(folder, sources.settings))
+        chosen = build_tools(sources, **_choice(options))
+        agent = _with_a_person(build_agent(chosen, quiet=False, **options))
+        screen = _screen(state / "history", on_terminal)
+        attachments = Attachments(folder, sources.settings)
+        Chat(agent, screen, attachments, saved, name="" if name is None and on_terminal else name, past=past).loop()
+
+
+@cli.command()
+@click.option("--host", "--server-name", default="127.0.0.1", show_default=True, help="Address; others need a key.")
+@click.option("--port", "--server-port", default=8000, show_default=True, type=click.IntRange(0, 65535))
+@click.option("-c", "--checkpoint-path", "checkpoint", help="The same as --model.")
+@click.option("--cpu-only", is_flag=True, help="The same as --device cpu.")
+@click.option("--api-key-file", type=_folder, help=f"File with the keys, one a line. Or set {_SERVER_KEY}.")
+@click.option("--api-auth", metavar="USER:PASSWORD", help="Seen by every user of this machine: better use the next.")
+@click.option("--api-auth-file", type=_folder, help=f"File with USER:PASSWORD, for HTTP Basic. Or set {_SERVER_AUTH}.")
+@click.option("--allow-host", "allowed_hosts", multiple=True, metavar="NAME", help="Name of this server. Repeatable.")
+@click.option("--allow-origin", "origins", multiple=True, metavar="URL", help="Pages that may use it, too. Repeatable.")
+@click.option("--served-name", "names", multiple=True, metavar="NAME", help="What clients call the model. Repeatable.")
+@click.option("--active", default=8, show_default=True, type=click.IntRange(1), help="Generations at a time.")
+@click.option("--waiting", default=64, show_default=True, type=click.IntRange(0), help="Generations that may wait.")
+@click.option("--caches", default=8, show_default=True, type=click.IntRange(0), help="KV caches kept for prefixes.")
+@click.option("--request-seconds", default=600.0, show_default=True, type=click.FloatRange(0, min_open=True))
+@click.option("--max-body", default=1 << 20, show_default=True, type=click.IntRange(1024), help="Bytes of a request.")
+@click.option("--agent", "with_agent", is_flag=True, help="Serve the agent with its tools, as the model react-agent.")
+@click.option("--approve-all", is_flag=True, help="Let react-agent make calls that would need a person's approval.")
+@click.option("--web", is_flag=True, help="Serve the web page, too, with the tools.")
+@click.option("--log-requests/--no-log-requests", default=True, show_default=True, help="To standard error.")
+@_agent_options
+def serve(
+    host: str,
+    port: int,
+    checkpoint: str | None,
+    cpu_only: bool,
+    api_key_file: Path | None,
+    api_auth: str | None,
+    api_auth_file: Path | None,
+    allowed_hosts: tuple[str, ...],
+    origins: tuple[str, ...],
+    names: tuple[str, ...],
+    active: int,
+    waiting: int,
+    caches: int,
+    request_seconds: float,
+    max_body: int,
+    with_agent: bool,
+    approve_all: bool,
+    web: bool,
+    log_requests: bool,
+    **options: Any,
+) -> None:
+    """Serve the model behind OpenAI's API.
+
+    Tools that clients send are never run here. --temperature, --top-p and --seed are for requests that do not say;
+    the options for tools and steps are for --agent and --web, and do nothing without.
+    """
+    from qwen_agent.server.launch import WEB, check_installed, launch
+
+    check_installed(web=web)
+    from dataclasses import replace
+
+    from qwen_agent.server.security import listen
+    from qwen_agent.server.settings import Settings as ServerSettings
+    from qwen_agent.serving import credentials, log_to_stderr, page_options
+
+    if checkpoint is not None:
+        options["model"] = checkpoint
+    if cpu_only:
+        options["device"] = "cpu"
+    if api_auth is not None:
+        _warn("every user of this machine can read a password on the command line: use --api-auth-file")
+    auth = api_auth if api_auth is not None else os.environ.get(_SERVER_AUTH)
+    settings = ServerSettings(
+        host=host,
+        credentials=credentials(api_key_file, os.environ.get(_SERVER_KEY), api_auth_file, auth),
+        allowed_hosts=allowed_hosts,
+        allowed_origins=origins,
+        names=names or (Path(options["model"]).name,),
+        body=max_body,
+        seconds=request_seconds,
+    )
+    log_to_stderr(requests=log_requests)
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(listen(host, port))
+        sources, choice = _sources(stack, options, brief=options["model"] == "embedded"), _choice(options)
+        tools = build_tools(sources, **choice) if with_agent else []
+        place = {name: options.pop(name) for name in ("model", "device", "dtype", "kv_cache", "offline")}
+        runtime = load(**place, quiet=False, kept_caches=caches)
+        agent = agent_over(runtime, tools, **options)
+        if approve_all:
+            agent = replace(agent, approve=lambda call: True)
+        launch(
+            listening,
+            runtime,
+            settings,
+            defaults=replace(agent.generation, max_new_tokens=runtime.window),
+            agent=(lambda shared: replace(agent, runtime=shared)) if with_agent else None,
+            page=page_options(agent, sources, **choice) if web else None,
+            active=active,
+            waiting=waiting,
+            ready=lambda url: click.echo(
+                f"Serving {', '.join(settings.names)} at {url}/v1{f', the page at {url}{WEB}' if web else ''}", err=True
+            ),
+        )
 
 
 @cli.command()
 @_log_argument
 @click.option("--approve/--refuse", "approved", default=None, help="Decide about the call that the run waits for.")
 @click.option("--model", help="Where the model is now.  [default: as in the log]")
+@_url_option
 @_place_options
 @_source_options
 @_json_option
@@ -178,7 +324,7 @@ def resume(log_file: Path, approved: bool | None, model: str | None, json_output
         raise InputError(f"{log_file}: a call of {past.waiting.name} waits for a decision: add --approve or --refuse")
     chosen = model or past.started.agent["model"]
     with contextlib.ExitStack() as stack:
-        sources = _sources(stack, options, brief=chosen == "embedded")
+        sources = _sources(stack, options, brief=_is_small({**options, "model": chosen}))
         agent = _with_a_person(rebuild_agent(past.started.agent, sources, quiet=json_output, model=chosen, **options))
         if past.torn:
             click.secho("The last line was half-written; what it said happens again.", dim=True, err=True)
@@ -295,11 +441,32 @@ def doctor() -> int:
     return worst
 
 
+def _is_small(options: dict[str, Any]) -> bool:
+    """Whether the model that the options ask for reads little, so that tools should be brief."""
+    return options["model"] == "embedded" and options.get("elsewhere") is None
+
+
 def _tools(stack: contextlib.ExitStack, options: dict[str, Any], *, brief: bool | None = None) -> list[Tool]:
     """The tools that the options ask for; what says so is taken out of the options."""
     # Before the model is loaded: a wrong name or folder should not wait for that.
-    sources = _sources(stack, options, brief=options["model"] == "embedded" if brief is None else brief)
-    return build_tools(sources, **{name: options.pop(name) for name in ("tool_names", "ask", "deny")})
+    sources = _sources(stack, options, brief=_is_small(options) if brief is None else brief)
+    return build_tools(sources, **_choice(options))
+
+
+def _choice(options: dict[str, Any]) -> dict[str, Any]:
+    """What the options say about which tools there are, taken out of them."""
+    return {name: options.pop(name) for name in ("tool_names", "ask", "deny")}
+
+
+def _screen(history: Path, on_terminal: bool) -> Screen:
+    from qwen_agent.terminal.screen import PlainScreen, enable_line_editing
+
+    if on_terminal and os.environ.get("TERM") not in _DUMB:
+        from qwen_agent.terminal.rich_screen import RichScreen
+
+        return RichScreen(history)
+    enable_line_editing()
+    return PlainScreen()
 
 
 def _sources(stack: contextlib.ExitStack, options: dict[str, Any], *, brief: bool) -> Sources:
@@ -342,18 +509,16 @@ def _with_a_person(agent: Agent) -> Agent:
     """The agent, which asks on the terminal before calls that need it. Without a terminal its run pauses there."""
     from dataclasses import replace
 
-    return replace(agent, approve=ask_person) if sys.stdin.isatty() else agent
+    return replace(agent, approve=Person()) if sys.stdin.isatty() else agent
 
 
 def _show(events: Iterable[Event], *, quiet: bool = False) -> AgentResult:
     """Stream one run to the terminal and return its result."""
-    transcript = Transcript()
-    for event in events:
-        if not quiet:
-            transcript.show(event)
-        if isinstance(event, Finished):
-            return event.result
-    raise AssertionError("a stream of events always ends with Finished")
+    if not quiet:
+        return show_run(events)
+    *_, last = events
+    assert isinstance(last, Finished)
+    return last.result
 
 
 def _print(events: Iterable[Event]) -> None:

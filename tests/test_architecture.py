@@ -41,6 +41,35 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "loop": ((*PURE, *PURE_LLM, "qwen_agent.loop", "qwen_agent.tools.base"), ("pydantic",)),
     "react": ((*PURE, *PURE_LLM, "qwen_agent.loop", "qwen_agent.tools.base"), ()),
+    "dialogue": (
+        (
+            *(*PURE, *PURE_LLM, "qwen_agent.loop.calls", "qwen_agent.loop.writing", "qwen_agent.dialogue"),
+            *("qwen_agent.tools.base", "qwen_agent.tools.plugins"),
+        ),
+        ("pydantic_core",),
+    ),
+    "server": (
+        (
+            *(*PURE, *PURE_LLM, "qwen_agent.llm.shared", "qwen_agent.llm.stopping", "qwen_agent.llm.tokenizer"),
+            *("qwen_agent.llm.local", "qwen_agent.loop", "qwen_agent.react", "qwen_agent.dialogue"),
+            *("qwen_agent.tools.base", "qwen_agent.tools.plugins", "qwen_agent.server", "qwen_agent.web.page"),
+        ),
+        ("fastapi", "starlette", "uvicorn", "pydantic", "pydantic_core", "prometheus_client", "jsonschema"),
+    ),
+    "web": (
+        (
+            *(*PURE, *PURE_LLM, "qwen_agent.loop", "qwen_agent.react", "qwen_agent.session", "qwen_agent.tools"),
+            "qwen_agent.web",
+        ),
+        ("gradio", "fastapi", "starlette"),
+    ),
+    "terminal": (
+        (
+            *(*PURE, *PURE_LLM, "qwen_agent.loop", "qwen_agent.react", "qwen_agent.session", "qwen_agent.tools"),
+            *("qwen_agent.records.codec", "qwen_agent.terminal"),
+        ),
+        ("rich", "click", "prompt_toolkit", "markdown_it"),
+    ),
     "session": (("qwen_agent.types", "qwen_agent.loop.run", "qwen_agent.react"), ()),
     "delegate": (("qwen_agent.types", "qwen_agent.errors", "qwen_agent.react", "qwen_agent.tools.base"), ()),
     "records": (
@@ -57,15 +86,13 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "langchain_adapter": (
         (
             *(*PURE, *PURE_LLM, "qwen_agent.llm.local", "qwen_agent.loop", "qwen_agent.react"),
-            *("qwen_agent.tools.base", "qwen_agent.tools.plugins", "qwen_agent.langchain_adapter"),
+            *("qwen_agent.tools.base", "qwen_agent.tools.plugins", "qwen_agent.dialogue"),
+            "qwen_agent.langchain_adapter",
         ),
         ("langchain_core", "pydantic", "pydantic_core"),
     ),
 }
-OUTER = (
-    *("cli", "chat", "assemble", "display", "doctor", "mcp_server", "mcp_service", "pytest_plugin"),
-    *("__main__", "__init__"),
-)
+OUTER = ("cli", "assemble", "serving", "doctor", "mcp_server", "mcp_service", "pytest_plugin", "__main__", "__init__")
 
 
 def modules() -> list[tuple[str, Path]]:
