@@ -1,17 +1,16 @@
-"""Asking our own runtime for the first step to each BFCL question: one prompt at a time, greedy."""
+"""The first step of an agent as a question to a model: our prompt, greedy, stopped as soon as the step is decided."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
-from bfcl import Case
+from answers import Question
+from cases import Case
 
 from qwen_agent.llm.config import GenerationConfig
 from qwen_agent.llm.grammar import Grammar, step_grammar
-from qwen_agent.llm.runtime import Chunk, Runtime, text_of
-from qwen_agent.prompt import ReActTemplate, build, openings
+from qwen_agent.prompt import DEFAULT_SYSTEM, ReActTemplate, build, chatml, openings
 from qwen_agent.types import Prompt
 
 NEW_TOKENS = 240
@@ -19,18 +18,20 @@ STOPS = ("Observation:", "Observation\uff1a", "\nFinal Answer:")  # a first step
 TEMPLATE = ReActTemplate("APIs", ",")  # the embedded model was trained on both nouns; this one is the later official
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A model's first step. ``weights`` are the probabilities of answering and of calling each function, if known."""
-
-    case: Case
-    text: str
-    tokens: int
-    cut: bool
-    weights: tuple[float, ...] = ()
+def question_of(case: Case, grammar: str, limit: int = NEW_TOKENS) -> Question:
+    """``grammar`` is one of GRAMMARS, ``limit`` the most tokens that may be written."""
+    config = GenerationConfig(
+        max_new_tokens=limit,
+        stop=STOPS,
+        grammar=GRAMMARS[grammar](case) if case.functions else None,
+        choices=openings([function.name for function in case.functions], "\n") if case.functions else (),
+    )
+    return Question(f"{case.category}/{case.id}", prompt_for(case), config, case.category)
 
 
 def prompt_for(case: Case) -> Prompt:
+    if case.given:
+        return chatml(case.given, (), DEFAULT_SYSTEM)
     return build(case.question, tools=case.functions, template=TEMPLATE)
 
 
@@ -52,17 +53,5 @@ GRAMMARS: dict[str, Callable[[Case], Grammar | None]] = {
 }
 
 
-def ask(runtime: Runtime, cases: Iterable[Case], grammar: str) -> Iterator[Answer]:
-    """The runtime's answers, in order. ``grammar`` is one of GRAMMARS."""
-    for case in cases:
-        config = GenerationConfig(
-            max_new_tokens=NEW_TOKENS,
-            stop=STOPS,
-            grammar=GRAMMARS[grammar](case),
-            choices=openings([function.name for function in case.functions], "\n"),
-        )
-        weights: tuple[float, ...] = ()
-        last = Chunk()
-        for last in runtime.stream(prompt_for(case), config):
-            weights = last.weights or weights
-        yield Answer(case, text_of(last.output), last.usage.generated_tokens, last.finish == "length", weights)
+def questions_of(cases: Iterable[Case], grammar: str, limit: int = NEW_TOKENS) -> list[Question]:
+    return [question_of(case, grammar, limit) for case in cases]

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kernels import copy_bandwidth
+from gpu_kernels import copy_bandwidth
 from torch import nn
 
 from qwen_agent.llm.cache import KVCache

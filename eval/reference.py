@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bfcl import Case
+from answers import Answer, Question
 from dense import dense_checkpoint
-from first_steps import NEW_TOKENS, STOPS, Answer, prompt_for
 from tokenizers import Tokenizer
 from transformers import Qwen2Config, Qwen2ForCausalLM, StaticCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from qwen_agent.llm.hub import resolve_model
 from qwen_agent.types import IM_END, Control, Prompt
 
 
-def ask_transformers(folder: Path, cases: list[Case], *, names: bool, batch: int, device: str) -> Iterator[Answer]:
-    """The answers, longest prompts first. ``names``: the name after "Action:" is one of the functions."""
+def ask_transformers(
+    model_name: str, names: Mapping[str, Sequence[str]], questions: Sequence[Question], *, batch: int, device: str
+) -> Iterator[Answer]:
+    """The answers, longest prompts first. After "Action:" comes one of the question's ``names``, if any."""
+    folder = resolve_model(model_name)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     model = _load(folder).to(device)
-    encoded = [(case, _encode(tokenizer, prompt_for(case))) for case in cases]
+    encoded = [(question, _encode(tokenizer, question.prompt)) for question in questions]
     encoded.sort(key=lambda pair: len(pair[1]), reverse=True)
     for start in range(0, len(encoded), batch):
         group = encoded[start : start + batch]
-        spellings = [_spellings(tokenizer, case) if names else [] for case, _ in group]
+        spellings = [_spellings(tokenizer, names.get(question.id, ())) for question, _ in group]
+        limit = max(question.config.max_new_tokens for question, _ in group)
+        stops = group[0][0].config.stop
         with torch.inference_mode():
-            texts = _generate(model, tokenizer, [ids for _, ids in group], spellings)
-        for (case, _), ids in zip(group, texts, strict=True):
-            yield Answer(case, tokenizer.decode(ids, skip_special_tokens=False), len(ids), len(ids) == NEW_TOKENS)
+            texts = _generate(model, tokenizer, [ids for _, ids in group], spellings, stops, limit)
+        for (question, _), ids in zip(group, texts, strict=True):
+            text = tokenizer.decode(ids, skip_special_tokens=False)
+            yield Answer(question.id, text, "" if text.strip() else "an empty reply", len(ids) == limit, len(ids))
 
 
 def _load(folder: Path) -> Any:
@@ -46,7 +52,9 @@ def _attention(module: Any, q: Any, k: Any, v: Any, mask: Any, scaling: float, *
     """Attention that reads each key head once for its group of query heads; transformers copies it for every one."""
     batch, heads, length, size = q.shape
     if length > 1:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=True)
+        # no mask is given where no prompt of the batch is padded
+        causal = mask is None
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=True)
     else:
         grouped = q.view(batch, k.shape[1], -1, size)
         out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scaling)
@@ -63,18 +71,23 @@ def _encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     return ids
 
 
-def _spellings(tokenizer: Any, case: Case) -> list[list[int]]:
-    """The token ids that may follow "Action:", one list per tool, newline included."""
+def _spellings(tokenizer: Any, names: Sequence[str]) -> list[list[int]]:
+    """The token ids that may follow "Action:", one list per name, newline included."""
     newline = tokenizer.encode("\n").ids
-    return [tokenizer.encode(f" {function.name}").ids + newline for function in case.functions]
+    return [tokenizer.encode(f" {name}").ids + newline for name in names]
 
 
 def _generate(
-    model: Any, tokenizer: Any, prompts: list[list[int]], spellings: list[list[list[int]]]
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    spellings: list[list[list[int]]],
+    stops: Sequence[str],
+    limit: int,
 ) -> list[list[int]]:
     end = tokenizer.token_to_id(IM_END.name)
     action = tokenizer.encode("\nAction:").ids
-    stops = [[end], *(tokenizer.encode(text).ids for text in STOPS)]
+    endings = [[end], *(tokenizer.encode(text).ids for text in stops)]
     width, count = max(map(len, prompts)), len(prompts)
     ids = torch.full((count, width), end)
     for row, prompt in enumerate(prompts):
@@ -83,16 +96,16 @@ def _generate(
     mask = (torch.arange(width) >= width - lengths).long()
     position = (torch.arange(width) - (width - lengths)).clamp_min(0)
     ids, mask, position = (tensor.to(model.device) for tensor in (ids, mask, position))
-    cache = StaticCache(config=model.config, max_cache_len=width + NEW_TOKENS)
+    cache = StaticCache(config=model.config, max_cache_len=width + limit)
     texts: list[list[int]] = [[] for _ in prompts]
     done = [False] * count
-    for _ in range(NEW_TOKENS):
+    for _ in range(limit):
         out = model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, logits_to_keep=1)
         logits = out.logits[:, -1].cpu()
         for row, text in enumerate(texts):
             if not done[row]:
                 text.append(_next_token(logits[row], _allowed(text, action, spellings[row])))
-                done[row] = any(text[-len(stop) :] == stop for stop in stops)
+                done[row] = any(text[-len(stop) :] == stop for stop in endings)
         if all(done):
             break
         ids = torch.tensor([[text[-1]] for text in texts], device=model.device)

@@ -1,7 +1,7 @@
 """How close each product of a decode step comes to the bandwidth of the memory, for several tilings.
 
-    python eval/kernels.py                        the tilings in use
-    python eval/kernels.py --sweep --json OUT     all of them, fastest first
+    python eval/gpu_kernels.py                    the tilings in use
+    python eval/gpu_kernels.py --sweep --json OUT all of them, fastest first
 
 Shapes are Qwen-7B's. Every product runs in a CUDA graph over matrices that together are several times the second-level
 cache, one launch after the other as in a step; bytes are those of the matrix, and are set against a device-to-device
