@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -52,6 +53,9 @@ class LiveRun:
         self._console = console
         self._stopping = stopping
         self._live: Live | None = None
+        self._paused = threading.Event()
+        # What is printed and what is drawn again must not meet: rich itself keeps them apart only in part.
+        self._drawing = threading.RLock()
         self._spinner = Spinner("line" if _ascii_only(console) else "dots")
         self._keys = contextlib.ExitStack()
         self._began = time.monotonic()
@@ -73,6 +77,10 @@ class LiveRun:
         """Take notice of what happened."""
         if self._live is None:
             self._resume()
+        with self._drawing:
+            self._show(event)
+
+    def _show(self, event: Event) -> None:
         match event:
             case Reading(done, total):
                 self._doing = f"reading {done} of {total} tokens" if done < total else "thinking"
@@ -125,16 +133,24 @@ class LiveRun:
 
     def _resume(self) -> None:
         self._keys.enter_context(_keys_unseen())
-        # Drawn by a thread of its own, so that it moves while a tool runs.
-        self._live = Live(
-            get_renderable=self._below, console=self._console, transient=True, refresh_per_second=_FRAMES_PER_SECOND
-        )
+        self._live = Live(get_renderable=self._below, console=self._console, transient=True, auto_refresh=False)
         self._live.start()
+        self._paused = threading.Event()
+        # Drawn by a thread of its own, so that it moves while a tool runs.
+        threading.Thread(target=self._draw_again, args=(self._live, self._paused), daemon=True).start()
+
+    def _draw_again(self, live: Live, paused: threading.Event) -> None:
+        while not paused.wait(1 / _FRAMES_PER_SECOND):
+            with self._drawing:
+                if not paused.is_set():
+                    live.refresh()
 
     def _pause(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        with self._drawing:
+            self._paused.set()
+            if self._live is not None:
+                self._live.stop()
+                self._live = None
         self._keys.close()
 
     def _below(self) -> RenderableType:

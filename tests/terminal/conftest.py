@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pexpect
@@ -27,7 +27,7 @@ class Terminal:
             command[0],
             command[1:],
             dimensions=(lines, columns),
-            env={**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(PACKAGE), **environment},
+            env={**_without_size(os.environ), "TERM": "xterm-256color", "PYTHONPATH": str(PACKAGE), **environment},
             cwd=str(folder),
             timeout=60,
         )
@@ -89,6 +89,11 @@ class Terminal:
         self.until(lambda: not self.read(), 30)
         self.child.close()
         return int(self.child.exitstatus or 0)
+
+
+def _without_size(environment: Mapping[str, str]) -> dict[str, str]:
+    """What the tests run in may say how large its own screen is."""
+    return {name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES")}
 
 
 Start = Callable[..., Terminal]
