@@ -32,7 +32,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: it asks f
 try:
     import gradio as gr
 except ImportError:
-    raise MissingDependency("gradio", "server") from None
+    raise MissingDependency("gradio", "webui") from None
 
 from qwen_agent.web.handlers import Handlers  # after the check: it imports Gradio too
 
