@@ -110,7 +110,7 @@ def collect(
     known = {key: answer for key, answer in _read(path, about).items() if key in keys and not answer.error}
     todo = sorted((question for key, question in keys.items() if key not in known), key=lambda q: text_of(q.prompt))
     if todo:
-        _truncate_torn(path)
+        truncate_torn(path)
         key_of = {question.id: key for key, question in keys.items()}
         before = Progress(len(known), len(keys), len(known), 0, 0, 0.0)
         known |= _ask_rest(todo, ask, path, about, key_of, before, report)
@@ -216,7 +216,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """The whole rows of a log; a line that the end of a run tore off is left out."""
     if not path.exists():
         return
-    whole, _ = _split_torn(path.read_bytes())
+    whole, _ = split_torn(path.read_bytes())
     for number, line in enumerate(whole.splitlines(), 1):
         try:
             row = json.loads(line)
@@ -226,14 +226,16 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _split_torn(content: bytes) -> tuple[bytes, bytes]:
+def split_torn(content: bytes) -> tuple[bytes, bytes]:
+    """The whole lines of a log, and the one that the end of a run tore off."""
     end = content.rfind(b"\n") + 1
     return content[:end], content[end:]
 
 
-def _truncate_torn(path: Path) -> None:
+def truncate_torn(path: Path) -> None:
+    """Take the line that was torn off out of a log, if there is one."""
     if path.exists():
-        whole, torn = _split_torn(path.read_bytes())
+        whole, torn = split_torn(path.read_bytes())
         if torn:
             os.truncate(path, len(whole))
 

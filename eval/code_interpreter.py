@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +32,8 @@ from typing import Any
 import code_tasks
 import model_options
 import original_code_tasks as original
-from answers import About, part, runs_in
+import run_report
+from answers import About, part
 from code_tasks import CodeTask, is_right
 from in_rounds import Asking, NoAnswer, asked, replayed
 from shares import Share
@@ -63,11 +63,7 @@ def main() -> None:
         report = _run(args) if args.command == "run" else _report(args)
     except QwenAgentError as error:
         raise SystemExit(str(error)) from None
-    print(markdown(report))
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    if args.markdown:
-        args.markdown.write_text(markdown(report) + "\n", encoding="utf-8")
+    run_report.show(report, markdown(report), args)
     if report["missing"] and not (args.command == "report" and args.partial):
         raise SystemExit(f"{len(report['missing'])} tasks have no answer: run the same command again, it asks the rest")
 
@@ -85,8 +81,7 @@ def _arguments() -> argparse.Namespace:
         command.add_argument("--original", type=Path, help="eval_code_interpreter_v1.jsonl, instead of our own tasks")
         command.add_argument("--uploads", type=Path, default=Path(), help="the folder of its files")
         command.add_argument("--data", type=Path, default=code_tasks.TASKS, help="own tasks of the same form")
-        command.add_argument("--json", type=Path, help="write the report here as well")
-        command.add_argument("--markdown", type=Path, help="write the tables here as well")
+        run_report.add_to(command)
     return parser.parse_args()
 
 
@@ -106,10 +101,8 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:
-    runs = [about for path in args.logs for about in runs_in(path)]
-    about = runs[0] if runs else {}
-    if any(each != about for each in runs) or about.get("benchmark") != BENCHMARK:
-        raise SystemExit("the logs are not of one run of this benchmark: give those of one model and one set")
+    refusal = "the logs are not of one run of this benchmark: give those of one model and one set"
+    about = run_report.the_run_of(args.logs, BENCHMARK, refusal)
     if about["data"] != _digest(args):
         raise SystemExit("the run had other tasks: give their file with --original or --data")
     return report_on(replayed(_programs(args, about), args.logs, about, TOGETHER), about)

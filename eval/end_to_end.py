@@ -27,8 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from answers import part, shard
+from answers import part, shard, split_torn, truncate_torn
 from final_answers import right
+from model_options import KEY_VARIABLE
 from shares import Share
 
 from qwen_agent import Agent, AgentResult, GenerationConfig, Tool, load_runtime
@@ -68,7 +69,7 @@ def _arguments() -> argparse.Namespace:
     runs = commands.add_parser("run", help="ask a model, write what it did")
     runs.add_argument("model", help="embedded, a folder or a hub id; with --url the name that the server knows")
     runs.add_argument("--out", type=Path, required=True, help="JSON Lines file, one line a question; resumed if there")
-    runs.add_argument("--url", help="an OpenAI-compatible endpoint; its key is read from OPENAI_API_KEY")
+    runs.add_argument("--url", help=f"an OpenAI-compatible endpoint; its key is read from {KEY_VARIABLE}")
     runs.add_argument("--concurrency", type=int, default=8, help="questions at a time, with --url")
     runs.add_argument("--device", help="cpu or cuda")
     runs.add_argument("--kind", choices=KINDS, nargs="+", default=list(KINDS))
@@ -146,7 +147,7 @@ def run(args: argparse.Namespace) -> None:
     tools = toolbox()
     started = time.monotonic()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    _end_the_last_line(args.out)
+    truncate_torn(args.out)
     with args.out.open("a", encoding="utf-8") as out:
         answered = _answered(args, tasks, lambda task, runtime: run_one(task, runtime, tools, generation))
         for count, row in enumerate(answered, 1):
@@ -168,7 +169,7 @@ def _answered(
         return
     from qwen_agent.llm.remote import OpenAIRuntime
 
-    remote = OpenAIRuntime(args.url, args.model, api_key=os.environ.get("OPENAI_API_KEY"))
+    remote = OpenAIRuntime(args.url, args.model, api_key=os.environ.get(KEY_VARIABLE))
     with ThreadPoolExecutor(args.concurrency) as pool:
         for future in as_completed([pool.submit(ask, task, remote) for task in tasks]):
             yield future.result()
@@ -192,19 +193,12 @@ def _rows(path: Path, about: Mapping[str, Any] | None = None) -> Iterator[dict[s
     """The whole rows of a log; a line that the end of a run tore off is left out."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n"):
-            return
+    whole, _ = split_torn(path.read_bytes())
+    for line in whole.splitlines():
         row = json.loads(line)
         if about is not None and row["about"] != about:
             raise SystemExit(f"{path} holds another run ({row['about']}): give --out a new file")
         yield row
-
-
-def _end_the_last_line(path: Path) -> None:
-    if path.exists():
-        content = path.read_bytes()
-        os.truncate(path, content.rfind(b"\n") + 1)
 
 
 # ---- report ---------------------------------------------------------------------------------------------------------

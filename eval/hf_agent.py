@@ -16,7 +16,6 @@ A run that was ended goes on where it was, from its log. ``report`` makes the ta
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -24,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import model_options
-from answers import About, part, runs_in
+import run_report
+from answers import About, part
 from hf_agent_scoring import TASKS, TOOLS, WRONG_CODE, ChatScorer, Dialogue, Scored, Task, digest, load, scored_run
 from in_rounds import Asking, NoAnswer, asked, replayed
 from shares import Share
@@ -60,11 +60,7 @@ def main() -> None:
         report = _run(args) if args.command == "run" else _report(args)
     except QwenAgentError as error:
         raise SystemExit(str(error)) from None
-    print(markdown(report))
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    if args.markdown:
-        args.markdown.write_text(markdown(report) + "\n", encoding="utf-8")
+    run_report.show(report, markdown(report), args)
     if report["missing"] and not (args.command == "report" and args.partial):
         raise SystemExit(f"{len(report['missing'])} tasks have no answer: run the same command again, it asks the rest")
 
@@ -81,8 +77,7 @@ def _arguments() -> argparse.Namespace:
     report.add_argument("--partial", action="store_true", help="score what is there of a run that is not complete")
     for command in (run, report):
         command.add_argument("--data", type=Path, default=TASKS, help="the tasks (default: those of the original)")
-        command.add_argument("--json", type=Path, help="write the report here as well")
-        command.add_argument("--markdown", type=Path, help="write the tables here as well")
+        run_report.add_to(command)
     return parser.parse_args()
 
 
@@ -96,10 +91,8 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:
-    runs = [about for path in args.logs for about in runs_in(path)]
-    about = runs[0] if runs else {}
-    if any(each != about for each in runs) or about.get("benchmark") != BENCHMARK:
-        raise SystemExit("the logs are not of one run of this benchmark: give those of one model and one mode")
+    refusal = "the logs are not of one run of this benchmark: give those of one model and one mode"
+    about = run_report.the_run_of(args.logs, BENCHMARK, refusal)
     if about["data"] != digest(args.data):
         raise SystemExit(f"the run had other tasks than {args.data}: give its file with --data")
     dialogues = load(about["mode"], args.data)

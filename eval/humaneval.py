@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import model_options
-from answers import About, Answer, Question, collect, part, recorded, runs_in
+import run_report
+from answers import About, Answer, Question, collect, part, recorded
 from checked_code import MEMORY, Verdict, judge
 from shares import Share
 
@@ -126,11 +127,7 @@ def main() -> None:
         report = {"run": _run, "report": _report, "score": _score}[args.command](args)
     except QwenAgentError as error:
         raise SystemExit(str(error)) from None
-    print(markdown(report))
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    if args.markdown:
-        args.markdown.write_text(markdown(report) + "\n", encoding="utf-8")
+    run_report.show(report, markdown(report), args)
     if report["missing"] and not args.partial:
         raise SystemExit(
             f"{len(report['missing'])} problems have no answer, so this is no result of HumanEval: ask for the rest, "
@@ -153,8 +150,7 @@ def _arguments() -> argparse.Namespace:
         command.add_argument("--seconds", type=float, default=SECONDS, help="for one problem (default: %(default)s)")
         command.add_argument("--jails", type=int, default=1, help="problems that are tested at a time")
         command.add_argument("--partial", action="store_true", help="accept a run that is not complete")
-        command.add_argument("--json", type=Path, help="write the report here as well")
-        command.add_argument("--markdown", type=Path, help="write the tables here as well")
+        run_report.add_to(command)
     return parser.parse_args()
 
 
@@ -173,10 +169,8 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:
-    runs = [about for path in args.logs for about in runs_in(path)]
-    about = runs[0] if runs else {}
-    if any(each != about for each in runs) or about.get("benchmark") != BENCHMARK:
-        raise SystemExit("the logs are not of one run of HumanEval: give those of one model and one form")
+    refusal = "the logs are not of one run of HumanEval: give those of one model and one form"
+    about = run_report.the_run_of(args.logs, BENCHMARK, refusal)
     if about["data"] != _digest(args.data):
         raise SystemExit(f"the run had other problems than {args.data}: give its file with --data")
     problems = read(args.data)
